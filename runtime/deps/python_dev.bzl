@@ -1,7 +1,8 @@
 """Finds Python.h and dlpack.h by asking an interpreter, so that no path is written down.
 
-The interpreter is $KVBM_PYTHON, else the checkout's .venv, else python3 of the path. dlpack.h comes from the installed
-package apache-tvm-ffi, whose wheel carries a current one (Debian's libdlpack-dev is too old).
+The interpreter is $KVBM_EXTENSION_PYTHON, else the checkout's .venv, else python3 of the path. dlpack.h comes from the package
+apache-tvm-ffi, whose wheel carries a current one (Debian's libdlpack-dev is too old): as that interpreter has it
+installed, or from the folder $KVBM_DLPACK_INCLUDE.
 """
 
 _QUERY = """
@@ -9,6 +10,7 @@ import importlib.util, os, sysconfig
 include = sysconfig.get_path("include")
 spec = importlib.util.find_spec("tvm_ffi")
 dlpack = os.path.join(list(spec.submodule_search_locations)[0], "include") if spec else ""
+dlpack = os.environ.get("KVBM_DLPACK_INCLUDE") or dlpack
 print(include if os.path.exists(os.path.join(include, "Python.h")) else "")
 print(dlpack if os.path.exists(os.path.join(dlpack, "dlpack", "dlpack.h")) else "")
 """
@@ -30,11 +32,11 @@ cc_library(
 """
 
 def _python_dev_impl(ctx):
-    python = ctx.os.environ.get("KVBM_PYTHON", "")
+    python = ctx.os.environ.get("KVBM_EXTENSION_PYTHON", "")
     if not python:
         venv_python = ctx.path(Label("//:WORKSPACE")).dirname.get_child(".venv").get_child("bin").get_child("python")
         python = str(venv_python) if venv_python.exists else str(ctx.which("python3"))
-    result = ctx.execute([python, "-I", "-c", _QUERY])
+    result = ctx.execute([python, "-c", _QUERY])
     if result.return_code != 0:
         fail("%s could not be asked for its headers:\n%s" % (python, result.stderr))
     lines = result.stdout.split("\n")
@@ -48,7 +50,7 @@ def _python_dev_impl(ctx):
 
 python_dev_repository = repository_rule(
     implementation = _python_dev_impl,
-    environ = ["KVBM_PYTHON"],
+    environ = ["KVBM_DLPACK_INCLUDE", "KVBM_EXTENSION_PYTHON"],
     local = True,
     doc = "@python_dev//:python and @python_dev//:dlpack.",
 )
