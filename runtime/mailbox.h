@@ -1,0 +1,83 @@
+/*
+ * mailbox.h - the lanes into one reactor. The only place, with port.c, that touches concurrencykit.
+ *
+ * lane     | carries                         | form                                   | when full
+ * control  | cancel-like and credit messages | ck_ring, many producers                | -EAGAIN
+ * data     | requests of other reactors      | ck_ring, many producers                | -EAGAIN, then credit
+ * thread   | requests of application threads | one ck_ring a thread, single producer  | -EAGAIN
+ * reply    | requests going home             | ck_stack of the messages themselves    | never
+ *
+ * Application threads may be descheduled at any instruction, so each has a lane of its own (by
+ * kvbm_os_thread_number_mt; threads beyond KVBM_THREAD_COUNT_MAX share the data lane). A reply needs no slot: the
+ * message is its own link, and the stack is bounded by the messages that exist.
+ *
+ * Order: FIFO for each (producer, lane). Between lanes: reply, control, then thread and data lanes round-robin, at most
+ * `lane_batch` messages from one lane before the next.
+ *
+ * concurrencykit's atomics are inline assembly that ThreadSanitizer cannot see: mailbox.c states each hand-over to it
+ * with release/acquire annotations on the message.
+ *
+ * Memory order: enqueue publishes the message before the ring's tail (ck_ring: store fence), dequeue loads the tail
+ * before the slot. The wake protocol (reactor.h) adds a full fence after enqueue, paired with the one after parking.
+ */
+#ifndef KVBM_RUNTIME_MAILBOX_H
+#define KVBM_RUNTIME_MAILBOX_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "runtime/message.h"
+#include "runtime/os.h"
+
+struct kvbm_lane; /* a ck_ring, its buffer, and the stack of messages that wait for credit */
+
+struct kvbm_mailbox_options {
+    uint32_t control_capacity; /* powers of two, >= 4 each */
+    uint32_t data_capacity;
+    uint32_t thread_capacity;
+    uint32_t lane_batch; /* >= 1 */
+};
+
+struct kvbm_mailbox {
+    const struct kvbm_os *os;
+    struct kvbm_mailbox_options options;
+    struct kvbm_lane *control;
+    struct kvbm_lane *data;
+    struct kvbm_lane *threads[KVBM_THREAD_COUNT_MAX];
+    void *arena; /* all of the above in one map */
+    size_t arena_bytes;
+    /* Bit n: thread lane n may hold messages. Set by the producer after its enqueue (release), cleared by the consumer
+     * before it drains that lane (acquire). */
+    _Alignas(64) _Atomic uint64_t threads_dirty;
+    _Alignas(64) unsigned char reply_stack[64]; /* a ck_stack; only mailbox.c knows */
+    /* Consumer only. */
+    struct kvbm_msg *reply_fifo; /* taken from reply_stack, in order */
+    uint32_t cursor;             /* round robin over data + thread lanes */
+    uint32_t cursor_left;
+};
+
+int kvbm_mailbox_open(struct kvbm_mailbox *box, const struct kvbm_os *os, const struct kvbm_mailbox_options *options);
+/* Everything must have been drained (asserted). */
+void kvbm_mailbox_close(struct kvbm_mailbox *box);
+
+/* Each moves `msg` to the mailbox on 0; on -EAGAIN the lane is full and the caller still owns it. */
+int kvbm_mailbox_post_control_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg);
+int kvbm_mailbox_post_data_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg);
+/* From an application thread: its own lane, or the data lane for threads without a number. */
+int kvbm_mailbox_post_thread_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg);
+void kvbm_mailbox_post_reply_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg);
+/* Moves `credit` to the data lane's list of waiters; the consumer hands each back (kvbm_mailbox_take_credit) once the
+ * lane is at most half full. Cannot fail. The waiter then retries; it has no reservation. */
+void kvbm_mailbox_want_credit_mt(struct kvbm_mailbox *box, struct kvbm_msg *credit);
+
+/* Consumer only: the next message, moved to the caller, or NULL. */
+struct kvbm_msg *kvbm_mailbox_take(struct kvbm_mailbox *box);
+/* Consumer only: a waiter that may be told to retry, or NULL. */
+struct kvbm_msg *kvbm_mailbox_take_credit(struct kvbm_mailbox *box);
+/* Any thread, for the re-check after parking; exact when no producer runs. */
+bool kvbm_mailbox_empty_mt(struct kvbm_mailbox *box);
+/* Messages in the lanes; a gauge. */
+uint32_t kvbm_mailbox_depth_mt(const struct kvbm_mailbox *box);
+
+#endif
