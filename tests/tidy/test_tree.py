@@ -55,7 +55,7 @@ def include_edges() -> dict[tuple[str, str], list[str]]:
             target = name.split("/")[0] if "/" in name else None
             if target not in ARROWS and target not in USERS:
                 target = next((lib for lib, pattern in EXTERNAL.items() if pattern.fullmatch(name)), None)
-            if target is None and (ROOT / path).with_name(name).exists():
+            if target is None and (ROOT / path.parent / name).exists():
                 target = path.parts[0]
             if target is not None and target != path.parts[0]:
                 edges[path.parts[0], target].append(f"{path} includes {name}")
@@ -84,7 +84,7 @@ def test_own_includes_are_written_from_the_root() -> None:
         f"{path}: {name}"
         for path in files(".c", ".h")
         for name in INCLUDE.findall((ROOT / path).read_text())
-        if "/" not in name and (ROOT / path).with_name(name).exists()
+        if "/" not in name and (ROOT / path.parent / name).exists()
     ]
     assert not relative, "\n".join(relative)
 
