@@ -1,5 +1,6 @@
 /*
- * dtype.h - element types of KV data. Public (kvbm.h includes it), includes nothing of ours. Pure functions, any thread.
+ * dtype.h - element types of KV data. Public (kvbm.h includes it), includes nothing of ours. Pure functions, any
+ * thread.
  */
 #ifndef KVBM_STORAGE_DTYPE_H
 #define KVBM_STORAGE_DTYPE_H
@@ -13,13 +14,13 @@ extern "C" {
 
 /* X(NAME, value, bytes, "name", DLPack type code, bits). Values are stable: they are stored. DLPack codes: 0 int,
  * 1 uint, 2 float, 4 bfloat, 10 float8_e4m3fn, 12 float8_e5m2 (dlpack.h 1.1). */
-#define KVBM_DTYPE_LIST(X)                                                                                            \
-    X(FP8_E4M3, 1, 1, "fp8_e4m3", 10, 8)                                                                              \
-    X(FP8_E5M2, 2, 1, "fp8_e5m2", 12, 8)                                                                              \
-    X(FP16, 3, 2, "fp16", 2, 16)                                                                                      \
-    X(BF16, 4, 2, "bf16", 4, 16)                                                                                      \
-    X(FP32, 5, 4, "fp32", 2, 32)                                                                                      \
-    X(INT8, 6, 1, "int8", 0, 8)                                                                                       \
+#define KVBM_DTYPE_LIST(X)                                                                                             \
+    X(FP8_E4M3, 1, 1, "fp8_e4m3", 10, 8)                                                                               \
+    X(FP8_E5M2, 2, 1, "fp8_e5m2", 12, 8)                                                                               \
+    X(FP16, 3, 2, "fp16", 2, 16)                                                                                       \
+    X(BF16, 4, 2, "bf16", 4, 16)                                                                                       \
+    X(FP32, 5, 4, "fp32", 2, 32)                                                                                       \
+    X(INT8, 6, 1, "int8", 0, 8)                                                                                        \
     X(U8, 7, 1, "u8", 1, 8)
 
 enum kvbm_dtype {

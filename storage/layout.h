@@ -1,5 +1,6 @@
 /*
- * layout.h - where the bytes of (block, layer, outer, token, element) are. Overflow-checked; pure functions, any thread.
+ * layout.h - where the bytes of (block, layer, outer, token, element) are. Overflow-checked; pure functions, any
+ * thread.
  *
  * form                  | order of axes, slowest first             | pages a block
  * FULLY_CONTIGUOUS      | [block][layer][outer][page][inner]       | 1
@@ -7,8 +8,8 @@
  * LAYER_OUTER_MAJOR     | [layer][outer][block][page][inner]       | num_layers * outer_dim
  *
  * A "plane" is [page][inner] of one (block, layer, outer): page_size * inner_dim elements, always contiguous. Each
- * stride below is in bytes. Alignment (a power of two, at least 1) applies to the slowest axis that a page starts at: a
- * block's pages each start at a multiple of it. Padding between planes inside one page never exists, so a page is dense.
+ * stride below is in bytes. Each page of a block starts at a multiple of the alignment (a power of two, raised to the
+ * element size where it is smaller). Padding lies only behind a page, never inside one: a page is dense.
  */
 #ifndef KVBM_STORAGE_LAYOUT_H
 #define KVBM_STORAGE_LAYOUT_H
@@ -21,6 +22,13 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#define KVBM_LAYOUT_LAYERS_MAX    65536u
+#define KVBM_LAYOUT_OUTER_MAX     2u
+#define KVBM_LAYOUT_PAGE_MAX      65536u
+#define KVBM_LAYOUT_INNER_MAX     (1u << 24)
+#define KVBM_LAYOUT_ALIGNMENT_MAX (UINT64_C(2) << 20)
+#define KVBM_LAYOUT_BLOCKS_MAX    (UINT64_C(1) << 32)
 
 enum kvbm_layout_form {
     KVBM_LAYOUT_FULLY_CONTIGUOUS = 1,
@@ -46,11 +54,12 @@ struct kvbm_layout {
     uint64_t page_bytes;    /* bytes of one contiguous piece */
     uint32_t pages_per_block;
     uint64_t block_stride, layer_stride, outer_stride; /* token stride is inner_dim * element */
-    uint64_t total_bytes;                              /* of all blocks */
+    uint64_t total_bytes;                              /* of all blocks, padding included */
 };
 
-/* Fills *layout. 0; -KVBM_EGEOMETRY for a field out of range or a product that does not fit 2^62 bytes, and then *why
- * (may be NULL) points to a static sentence naming the field and its range. */
+/* Fills *layout. block_count: 0 .. 2^32 (0 checks a geometry). 0; -KVBM_EGEOMETRY for a field out of range or a total
+ * above 2^62 bytes: then *layout is untouched and *why (why may be NULL) points to a static sentence naming the field
+ * and its range. */
 int kvbm_layout_init(struct kvbm_layout *layout, const struct kvbm_geometry *geometry, uint64_t block_count,
                      const char **why);
 /* Byte offset of a plane. Indices are asserted. */
