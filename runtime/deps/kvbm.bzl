@@ -48,7 +48,7 @@ def kvbm_tests(deps, size = "medium", **kwargs):
         srcs = support,
         hdrs = headers,
         visibility = ["//tests:__subpackages__", "//bench:__subpackages__"],
-        deps = deps,
+        deps = deps + ["//tests/support", "@check//:check"],
     )
     for source in native.glob(["*_test.c"], allow_empty = True):
         native.cc_test(
@@ -58,7 +58,7 @@ def kvbm_tests(deps, size = "medium", **kwargs):
             copts = COPTS,
             linkopts = LINKOPTS,
             linkstatic = 1,
-            deps = deps + [":support", "@check//:check"],
+            deps = deps + [":support", "//tests/support", "@check//:check"],
             **kwargs
         )
 
