@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def files(*suffixes: str) -> list[Path]:
     """Every file that is tracked or would be, with one of the suffixes, relative to the root."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
