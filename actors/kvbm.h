@@ -165,7 +165,7 @@ typedef struct kvbm_submit {
     uint32_t flags;              /* enum kvbm_submit_flags */
     uint64_t timeout_ns;         /* from now; 0: none. The operation then ends with -ETIMEDOUT */
     kvbm_done_callback done;     /* or */
-    kvbm_port *port;             /* or neither: kvbm_wait_mt */
+    kvbm_port *port;             /* or neither: kvbm_wait_mt. Both: to the port, or to `done` if the port was closed */
     void *user;                  /* comes back in the completion */
     kvbm_completion *completion; /* required with KVBM_SUBMIT_INLINE */
 } kvbm_submit;
@@ -293,8 +293,9 @@ int kvbm_port_drain(kvbm_port *port, kvbm_completion *completions, uint32_t capa
 /* One KVBM_OP_CREDIT completion (user as given) once operations can be submitted again after -EAGAIN. At most one request
  * a (manager, port) pair at a time: -EALREADY. */
 int kvbm_port_want_credit_mt(kvbm_port *port, kvbm_manager *manager, void *user);
-/* Closes. Completions of operations still in flight are dropped when they come: what they allocated, leased or
- * registered is released. */
+/* Closes. Completions that were not drained, and those of operations still in flight when they come, go to the `done` of
+ * their submit, which owns what they brought and may free their arrays (undrained ones: from inside this call). Those
+ * submitted without `done` are dropped: what they allocated, leased or registered is released. */
 void kvbm_port_close(kvbm_port *port);
 
 /* ----------------------------------------------------------------------------------------------------- statistics */
