@@ -33,13 +33,13 @@ struct kvbm_actor {
 };
 
 /* Moves `msg` to `to`. Same reactor: the local queue, cannot fail. Another reactor: its data lane (control lane for
- * KVBM_MSG_CONTROL); -EAGAIN leaves ownership with the caller, which may kvbm_actor_want_credit. Sets msg->to. Called from
- * a handler of `from`. */
+ * KVBM_MSG_CONTROL); -EAGAIN leaves ownership with the caller, which may kvbm_actor_want_credit. Sets msg->to. Called
+ * from a handler of `from`. */
 int kvbm_actor_send(struct kvbm_actor *from, struct kvbm_actor *to, struct kvbm_msg *msg);
 /* Moves `msg` back to msg->reply_to with `status`; never fails. msg->reply_to must not be NULL. */
 void kvbm_actor_reply(struct kvbm_actor *from, struct kvbm_msg *msg, int32_t status);
-/* After -EAGAIN from kvbm_actor_send: moves `credit` (credit->reply_to == from) to the receiver's reactor, which replies
- * it with status 0 as soon as its data lane is at most half full. */
+/* After -EAGAIN from kvbm_actor_send: moves `credit` (credit->reply_to == from) to the receiver's reactor, which
+ * replies it with status 0 as soon as its data lane is at most half full. */
 void kvbm_actor_want_credit(struct kvbm_actor *from, struct kvbm_actor *to, struct kvbm_msg *credit);
 
 #endif

@@ -13,7 +13,7 @@
 
 struct kvbm_deadlines {
     const struct kvbm_os *os;
-    struct kvbm_msg **heap;
+    struct kvbm_msg **heap; /* places 1 .. count; place 0 is unused, KVBM_DEADLINE_NONE */
     size_t mapped_bytes;
     uint32_t count;
     uint32_t capacity;

@@ -13,20 +13,20 @@ extern "C" {
 #endif
 
 /* X(NAME, value, text) */
-#define KVBM_ERROR_LIST(X)                                                                                            \
-    X(NOBLOCKS, 2001, "not enough free or evictable blocks")                                                          \
-    X(STALE, 2002, "the block handle is no longer valid: its block was released, registered or evicted")              \
-    X(NOTOWNED, 2003, "the block is owned by an operation in flight")                                                 \
-    X(INCOMPLETE, 2004, "the block is not complete: its tokens do not fill a page")                                   \
-    X(IMMUTABLE, 2005, "the block is registered, hence immutable")                                                    \
-    X(MUTABLE, 2006, "the block is mutable: register it first")                                                       \
-    X(CLOSED, 2007, "the manager is closed")                                                                          \
-    X(FORKED, 2008, "the manager belongs to the parent process: a forked child cannot use it")                        \
-    X(GEOMETRY, 2009, "the block geometry is invalid or overflows")                                                   \
-    X(WRONGMANAGER, 2010, "the block belongs to another manager, group or tier")                                      \
-    X(NOBYTES, 2011, "the manager keeps no bytes (bookkeeping only)")                                                 \
-    X(SHUTDOWN, 2012, "the operation was ended by the shutdown of its manager")                                       \
-    X(LEASES, 2013, "too many leases on one block")                                                                   \
+#define KVBM_ERROR_LIST(X)                                                                                             \
+    X(NOBLOCKS, 2001, "not enough free or evictable blocks")                                                           \
+    X(STALE, 2002, "the block handle is no longer valid: its block was released, registered or evicted")               \
+    X(NOTOWNED, 2003, "the block is owned by an operation in flight")                                                  \
+    X(INCOMPLETE, 2004, "the block is not complete: its tokens do not fill a page")                                    \
+    X(IMMUTABLE, 2005, "the block is registered, hence immutable")                                                     \
+    X(MUTABLE, 2006, "the block is mutable: register it first")                                                        \
+    X(CLOSED, 2007, "the manager is closed")                                                                           \
+    X(FORKED, 2008, "the manager belongs to the parent process: a forked child cannot use it")                         \
+    X(GEOMETRY, 2009, "the block geometry is invalid or overflows")                                                    \
+    X(WRONGMANAGER, 2010, "the block belongs to another manager, group or tier")                                       \
+    X(NOBYTES, 2011, "the manager keeps no bytes (bookkeeping only)")                                                  \
+    X(SHUTDOWN, 2012, "the operation was ended by the shutdown of its manager")                                        \
+    X(LEASES, 2013, "too many leases on one block")                                                                    \
     X(DUPLICATE, 2014, "the same block appears twice in one request")
 
 enum kvbm_error {

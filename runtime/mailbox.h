@@ -1,24 +1,28 @@
 /*
- * mailbox.h - the lanes into one reactor. The only place, with port.c, that touches concurrencykit.
+ * mailbox.h - the lanes into one reactor. The only place that touches concurrencykit.
  *
  * lane     | carries                         | form                                   | when full
  * control  | cancel-like and credit messages | ck_ring, many producers                | -EAGAIN
  * data     | requests of other reactors      | ck_ring, many producers                | -EAGAIN, then credit
  * thread   | requests of application threads | one ck_ring a thread, single producer  | -EAGAIN
- * reply    | requests going home             | ck_stack of the messages themselves    | never
+ * reply    | requests going home             | stack of the messages themselves       | never
  *
  * Application threads may be descheduled at any instruction, so each has a lane of its own (by
  * kvbm_os_thread_number_mt; threads beyond KVBM_THREAD_COUNT_MAX share the data lane). A reply needs no slot: the
- * message is its own link, and the stack is bounded by the messages that exist.
+ * message is its own link, and the stack is bounded by the messages that exist. (stack_internal.h; not ck_stack, whose
+ * link store sits inside its compare-and-swap loop, where it cannot be stated to ThreadSanitizer.)
  *
  * Order: FIFO for each (producer, lane). Between lanes: reply, control, then thread and data lanes round-robin, at most
  * `lane_batch` messages from one lane before the next.
  *
  * concurrencykit's atomics are inline assembly that ThreadSanitizer cannot see: mailbox.c states each hand-over to it
- * with release/acquire annotations on the message.
+ * with release/acquire annotations on the ring slot.
+ *
+ * Bounds: a ck_ring of n slots holds n - 1 messages.
  *
  * Memory order: enqueue publishes the message before the ring's tail (ck_ring: store fence), dequeue loads the tail
- * before the slot. The wake protocol (reactor.h) adds a full fence after enqueue, paired with the one after parking.
+ * before the slot. Every post ends with a full fence, the producers' half of the wake protocol (reactor.h); it pairs
+ * with the one after parking.
  */
 #ifndef KVBM_RUNTIME_MAILBOX_H
 #define KVBM_RUNTIME_MAILBOX_H
@@ -30,7 +34,7 @@
 #include "runtime/message.h"
 #include "runtime/os.h"
 
-struct kvbm_lane; /* a ck_ring, its buffer, and the stack of messages that wait for credit */
+struct kvbm_lane; /* a ck_ring and its slots */
 
 struct kvbm_mailbox_options {
     uint32_t control_capacity; /* powers of two, >= 4 each */
@@ -47,13 +51,15 @@ struct kvbm_mailbox {
     struct kvbm_lane *threads[KVBM_THREAD_COUNT_MAX];
     void *arena; /* all of the above in one map */
     size_t arena_bytes;
-    /* Bit n: thread lane n may hold messages. Set by the producer after its enqueue (release), cleared by the consumer
-     * before it drains that lane (acquire). */
+    /* Bit n: thread lane n may hold messages. Set by the producer after its enqueue; cleared by the consumer when it
+     * finds that lane empty, which it then looks at once more. */
     _Alignas(64) _Atomic uint64_t threads_dirty;
-    _Alignas(64) unsigned char reply_stack[64]; /* a ck_stack; only mailbox.c knows */
-    /* Consumer only. */
-    struct kvbm_msg *reply_fifo; /* taken from reply_stack, in order */
-    uint32_t cursor;             /* round robin over data + thread lanes */
+    _Alignas(64) _Atomic(struct kvbm_msg *) replies;        /* newest first */
+    _Alignas(64) _Atomic(struct kvbm_msg *) credit_waiters; /* newest first */
+    /* Written by the consumer only; atomic so that anybody may ask whether they are empty. */
+    _Alignas(64) _Atomic(struct kvbm_msg *) reply_fifo; /* taken from replies, in order */
+    _Atomic(struct kvbm_msg *) credit_fifo;             /* taken from credit_waiters, in order */
+    uint32_t cursor;                                    /* round robin over thread lanes, then data */
     uint32_t cursor_left;
 };
 
@@ -75,8 +81,9 @@ void kvbm_mailbox_want_credit_mt(struct kvbm_mailbox *box, struct kvbm_msg *cred
 struct kvbm_msg *kvbm_mailbox_take(struct kvbm_mailbox *box);
 /* Consumer only: a waiter that may be told to retry, or NULL. */
 struct kvbm_msg *kvbm_mailbox_take_credit(struct kvbm_mailbox *box);
-/* Any thread, for the re-check after parking; exact when no producer runs. */
-bool kvbm_mailbox_empty_mt(struct kvbm_mailbox *box);
+/* Any thread, for the re-check after parking; exact when no producer runs. False too when a credit waiter may be told.
+ */
+bool kvbm_mailbox_empty_mt(const struct kvbm_mailbox *box);
 /* Messages in the lanes; a gauge. */
 uint32_t kvbm_mailbox_depth_mt(const struct kvbm_mailbox *box);
 

@@ -40,12 +40,13 @@ struct kvbm_msg {
     struct kvbm_actor *to;       /* receiver of the request */
     struct kvbm_actor *reply_to; /* receiver of the reply; NULL: nobody waits, the handler disposes */
     void *pool;                  /* the pool it came from, NULL if it is embedded elsewhere */
-    uint32_t deadline_slot;      /* position in the reactor's deadline heap, KVBM_DEADLINE_NONE if not armed */
+    uint32_t deadline_slot;      /* place in the reactor's deadline heap, KVBM_DEADLINE_NONE if not armed */
     uint32_t user;               /* free for the message's maker */
 };
 static_assert(sizeof(struct kvbm_msg) == KVBM_CACHE_LINE_BYTES, "a message head is one cache line");
 
-#define KVBM_DEADLINE_NONE UINT32_MAX
+/* Zero, so that a zeroed message is not armed. */
+#define KVBM_DEADLINE_NONE 0u
 
 struct kvbm_msg_info {
     const char *name; /* "ALLOCATE" */

@@ -21,7 +21,7 @@ struct kvbm_thread {
 };
 
 enum kvbm_map_flags {
-    KVBM_MAP_HUGE = 1,    /* try explicit huge pages, then madvise(MADV_HUGEPAGE) */
+    KVBM_MAP_HUGE = 1,    /* try explicit 2 MiB pages (sizes that are a multiple only), then madvise(MADV_HUGEPAGE) */
     KVBM_MAP_LAZY = 2,    /* reserve only: MAP_NORESERVE, pages appear on first touch */
     KVBM_MAP_NO_FORK = 4, /* MADV_DONTFORK: a forked child does not inherit the range */
 };
@@ -45,11 +45,11 @@ struct kvbm_os {
     void (*event_signal)(void *ctx, int fd);
     void (*event_clear)(void *ctx, int fd);
     void (*event_close)(void *ctx, int fd);
-    /* Zeroed memory map of `size` bytes (rounded up to pages): 0 and *address, or -errno. *got gets the flags that were
-     * honoured. */
+    /* Zeroed memory map of `size` bytes (rounded up to pages): 0 and *address, or -errno. *got (may be NULL) gets the
+     * flags that were honoured; KVBM_MAP_HUGE there means explicit or transparent huge pages. */
     int (*map)(void *ctx, size_t size, unsigned flags, void **address, unsigned *got);
     void (*unmap)(void *ctx, void *address, size_t size);
-    /* Binds a range to a NUMA node (MPOL_BIND or preferred): 0 or -errno (-ENOSYS where there is no NUMA). */
+    /* Prefers a NUMA node for a range not yet touched: 0 or -errno (-ENOSYS where there is no NUMA). */
     int (*bind_node)(void *ctx, void *address, size_t size, int node);
     /* Number of CPUs this process may run on, >= 1. */
     unsigned (*cpu_count)(void *ctx);

@@ -13,14 +13,18 @@
  *
  * No message is lost: a producer enqueues, fences, loads `state`, and wakes the reactor if it reads PARKED. The parker
  * (thread or borrower) stores PARKED, fences, re-checks the lanes. One of the two sees the other. A producer that reads
- * BORROWED or RUNNING relies on that owner's re-check. `wake_pending` limits wake-ups to one a sleep: it is exchanged by
- * the producer before os wake, and cleared by the thread after it took the reactor and before it looks at the lanes.
+ * BORROWED or RUNNING relies on that owner's re-check. `wake_pending` limits wake-ups to one a sleep: it is exchanged
+ * by the producer before os wake, and cleared by the thread after it took the reactor and before it looks at the lanes.
  *
  * Return lanes (retlane.h) do not wake anybody: they are drained at the start of each turn, so an actor that waits for
  * a returned id says so (`kvbm_reactor_want_returns`), and then a push wakes like a message.
  *
  * A borrower never calls libuv. If a borrowed turn armed an earlier deadline than the thread's timer knows, the return
  * wakes the thread, which re-arms.
+ *
+ * A borrower takes PARKED with acquire and gives it back with release, so plain fields of the reactor and its actors
+ * pass from owner to owner. It still looks at the lanes after it gave the reactor back: whoever closes a reactor first
+ * sees to it that no application thread is inside one of its functions.
  *
  * The driver (reactor_uv.h, or the simulation) supplies `wake` and calls park / take / turn.
  */
@@ -79,14 +83,18 @@ struct kvbm_reactor {
         void *arg;
     } retlanes[KVBM_REACTOR_RETLANE_COUNT_MAX];
     uint32_t retlane_count;
-    struct kvbm_msg *current; /* for panics */
+    /* What runs now, for panics. Copies: a handler may free its message. */
+    struct kvbm_actor *current_actor;
+    uint64_t current_op;
+    uint16_t current_kind;
+    uint16_t current_flags;
     /* Statistics: single writer (the owner), read anywhere, relaxed. */
     _Atomic uint64_t turn_count, message_count, borrow_count, borrow_lost_count, wake_count, expired_count;
 };
 
 /* Opens in state RUNNING, owned by the caller. 0, -EINVAL, -ENOMEM. */
 int kvbm_reactor_open(struct kvbm_reactor *r, const struct kvbm_reactor_options *options);
-/* Owner only, with everything drained. */
+/* Owner only, with everything drained (asserted). */
 void kvbm_reactor_close(struct kvbm_reactor *r);
 
 /* Set-up, before anything is posted. */
@@ -95,7 +103,8 @@ void kvbm_reactor_retlane_add(struct kvbm_reactor *r, struct kvbm_retlane *lane,
                               void *arg);
 
 /* ---- owner (handlers run inside these) ---- */
-/* Drains return lanes, expires deadlines, then runs up to `budget` messages. Returns how many ran. */
+/* Drains return lanes, expires deadlines, then runs up to `budget` messages: the local queue first, but after
+ * `lane_batch` local messages in a row one from the lanes. Returns how many ran. */
 uint32_t kvbm_reactor_turn(struct kvbm_reactor *r, uint32_t budget);
 /* True if a turn would find something (messages, local queue, return lanes; not deadlines). */
 bool kvbm_reactor_has_work(struct kvbm_reactor *r);
@@ -116,13 +125,14 @@ bool kvbm_reactor_take(struct kvbm_reactor *r);
 /* Moves `msg` (msg->to set) to the reactor, waking it if need be. 0 or -EAGAIN (the caller keeps it). From inside a
  * handler of this same reactor it goes to the local queue. */
 int kvbm_reactor_post_mt(struct kvbm_reactor *r, struct kvbm_msg *msg);
-/* As post, but first tries to borrow: then `msg` is handled on this thread, after what already stood in the lanes, within
- * the turn budget. 0: moved, and either already handled or queued; -EAGAIN. */
+/* As post, but first tries to borrow: then `msg` is handled on this thread, after what already stood in the lanes,
+ * within the turn budget. 0: moved, and either already handled or queued; -EAGAIN. */
 int kvbm_reactor_call_mt(struct kvbm_reactor *r, struct kvbm_msg *msg);
 /* Runs a turn on this thread if the reactor is parked. True if it ran (then everything pushed or posted by this thread
  * before has been handled, unless the budget ended). */
 bool kvbm_reactor_settle_mt(struct kvbm_reactor *r);
-/* After kvbm_retlane_push*: wakes the reactor if an actor wants returns. */
+/* Directly after kvbm_retlane_push*, whose exchange is this call's fence: wakes the reactor if an actor wants returns.
+ */
 void kvbm_reactor_returned_mt(struct kvbm_reactor *r);
 /* The reactor whose turn the calling thread is inside of, or NULL. */
 struct kvbm_reactor *kvbm_reactor_current_mt(void);

@@ -1,8 +1,14 @@
 /*
  * reactor_uv.h - drives a reactor from a libuv loop: its own thread's, or the caller's.
  *
- * One uv_async_t (wake), one uv_timer_t (earliest deadline), one uv_prepare_t (turn, then park), one uv_check_t (take
- * back, turn). The only file pair, with later storage tiers, that sees libuv.
+ * One uv_async_t (wake), one uv_timer_t (earliest deadline), and one uv_prepare_t and one uv_check_t which both do the
+ * same: if a wake-up, the timer or a stop is due, take the reactor, run its turns, park it again. So outside these two
+ * callbacks the reactor is parked: any thread may borrow it, the loop's own other callbacks included, and a loop that
+ * is run in pieces (UV_RUN_NOWAIT, an embedded backend fd) is woken for what comes between the pieces. A turn that
+ * leaves work behind keeps the loop hot (a timer of 0 ms) and lets other handles have their say first. The only file
+ * pair, with later storage tiers, that sees libuv.
+ *
+ * On a caller's loop the async handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The others are not.
  */
 #ifndef KVBM_RUNTIME_REACTOR_UV_H
 #define KVBM_RUNTIME_REACTOR_UV_H
@@ -23,22 +29,34 @@ struct kvbm_reactor_uv {
     uv_timer_t timer;
     uv_prepare_t prepare;
     uv_check_t check;
+    /* Loop thread only. */
     uint32_t open_handles;
-    _Atomic uint32_t stop;     /* set by stop; acted on by the loop's thread */
-    _Atomic uint32_t finished; /* 1 once every handle is closed; futex word */
+    bool holding;      /* the loop's thread owns the reactor between callbacks: work was left */
+    bool timer_due;    /* the timer fired since the last take */
+    uint64_t timer_ns; /* what the timer stands at; KVBM_NO_DEADLINE: stopped */
+    /* Any thread. */
+    _Atomic uint32_t stop;    /* set by stop; acted on by the loop's thread */
+    _Atomic uint32_t closing; /* the handles are about to close: no more uv_async_send */
+    _Atomic uint32_t wakers;  /* threads inside kvbm_reactor_uv_wake */
+    _Atomic uint32_t started; /* 1 once the own thread has parked for the first time; futex word */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
 };
 
 /* The reactor's options.wake must be kvbm_reactor_uv_wake with wake_ctx = drv.
  * loop == NULL: makes a loop and a thread of its own; returns once the thread runs. Otherwise attaches to `loop`; must
- * be called on that loop's thread. The reactor is handed over in state RUNNING. 0, -ENOMEM, -errno of libuv. */
+ * be called on that loop's thread. The reactor is handed over in state RUNNING and is PARKED on return. 0, or -errno,
+ * of libuv too (then the reactor is the caller's as before). */
 int kvbm_reactor_uv_start(struct kvbm_reactor_uv *drv, struct kvbm_reactor *r, uv_loop_t *loop);
 void kvbm_reactor_uv_wake(void *drv);
-/* Stops driving. Own thread: takes the reactor back, closes all handles, asserts uv_loop_close() == 0, joins the thread,
- * and returns with the reactor RUNNING, owned by the caller; any thread but the reactor's own. Caller's loop: call on the
- * loop's thread; takes the reactor (waiting out a borrower), starts closing the handles and returns; `on_closed` is
- * called from the loop when they are closed, after which *drv may be freed. on_closed may be NULL for an own thread. */
+/* Stops driving. The caller sees to it that no application thread is inside, or will call, a function of the reactor.
+ * Own thread: waits out a borrower, takes the reactor back, closes all handles, asserts uv_loop_close() == 0, joins the
+ * thread, calls on_closed (may be NULL), and returns with the reactor RUNNING, owned by the caller. From any thread but
+ * the reactor's own, and not from inside one of its handlers (asserted).
+ * Caller's loop: on the loop's thread, from anywhere there, a handler included; returns at once. The loop's next
+ * iterations take the reactor (a borrower is waited for without blocking the loop) and close the handles; then
+ * `on_closed` is called from the loop with the reactor RUNNING and owned by the loop's thread, and *drv may be freed.
+ */
 void kvbm_reactor_uv_stop(struct kvbm_reactor_uv *drv, void (*on_closed)(void *arg), void *arg);
 
 #endif

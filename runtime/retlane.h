@@ -28,7 +28,8 @@ struct kvbm_retlane {
 /* 0, -EINVAL, -ENOMEM */
 int kvbm_retlane_open(struct kvbm_retlane *lane, const struct kvbm_os *os, uint32_t capacity);
 void kvbm_retlane_close(struct kvbm_retlane *lane);
-/* Pushes one id that is not in the lane. Release: what the caller wrote before is seen by the drainer. */
+/* Pushes one id that is not in the lane. Release: what the caller wrote before is seen by the drainer. Sequentially
+ * consistent, as kvbm_reactor_returned_mt needs it. */
 void kvbm_retlane_push_mt(struct kvbm_retlane *lane, uint32_t id);
 /* Pushes ids[0..count) as one piece: they come out next to each other and in this order. */
 void kvbm_retlane_push_many_mt(struct kvbm_retlane *lane, const uint32_t *ids, uint32_t count);

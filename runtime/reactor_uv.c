@@ -1,0 +1,220 @@
+/*
+ * reactor_uv.c - drives a reactor from a libuv loop (reactor_uv.h). Owns the four handles and, with an own thread, the
+ * loop. Callbacks: the loop's thread.
+ *
+ * Why uv_async_send's early return (a relaxed load of its pending flag) loses nothing: kvbm__reactor_wake_mt calls it
+ * after a fenced enqueue and a full exchange of wake_pending; an old `pending` seen after those means that the loop has
+ * yet to run its callbacks, and the check callback behind them looks at wake_pending and at the lanes.
+ */
+#include "runtime/reactor_uv.h"
+
+#include <errno.h>
+
+#include "runtime/log.h"
+
+/* Turns in one callback before other handles of the loop have their say. */
+#define ROUND_COUNT_MAX 4
+#define NS_PER_MS       1000000ull
+
+static void on_timer(uv_timer_t *timer) {
+    struct kvbm_reactor_uv *drv = timer->data;
+    drv->timer_due = true;
+    drv->timer_ns = KVBM_NO_DEADLINE; /* it stands at nothing now */
+}
+
+static void timer_start(struct kvbm_reactor_uv *drv, uint64_t timer_ns, uint64_t delay_ms) {
+    int rc = uv_timer_start(&drv->timer, on_timer, delay_ms, 0);
+    KVBM_ASSERT(rc == 0);
+    drv->timer_ns = timer_ns;
+}
+
+/* Makes the timer fire at or soon after `timer_ns`. */
+static void timer_set(struct kvbm_reactor_uv *drv, uint64_t timer_ns) {
+    if (timer_ns == drv->timer_ns)
+        return;
+    if (timer_ns == KVBM_NO_DEADLINE) {
+        uv_timer_stop(&drv->timer);
+        drv->timer_ns = KVBM_NO_DEADLINE;
+        return;
+    }
+    uv_update_time(drv->loop); /* the timer counts from the loop's idea of now */
+    uint64_t now_ns = drv->reactor->os->now_ns(drv->reactor->os->ctx);
+    uint64_t delay_ns = timer_ns > now_ns ? timer_ns - now_ns : 0;
+    timer_start(drv, timer_ns, delay_ns / NS_PER_MS + (delay_ns % NS_PER_MS != 0));
+}
+
+static void on_handle_closed(uv_handle_t *handle) {
+    struct kvbm_reactor_uv *drv = handle->data;
+    KVBM_ASSERT(drv->open_handles > 0);
+    drv->open_handles--;
+    if (drv->open_handles == 0 && !drv->owns_loop && drv->on_closed != NULL)
+        drv->on_closed(drv->on_closed_arg); /* may free drv */
+}
+
+static void close_handles(struct kvbm_reactor_uv *drv) {
+    const struct kvbm_os *os = drv->reactor->os;
+    /* Sequentially consistent, as in kvbm_reactor_uv_wake: a waker sees closing, or this sees the waker. */
+    atomic_store_explicit(&drv->closing, 1, memory_order_seq_cst);
+    for (;;) {
+        uint32_t wakers = atomic_load_explicit(&drv->wakers, memory_order_seq_cst);
+        if (wakers == 0)
+            break;
+        /* It is within a few instructions and one write of leaving; nobody wakes this, it looks again. */
+        os->wait_u32(os->ctx, &drv->wakers, wakers, os->now_ns(os->ctx) + 50000);
+    }
+    uv_close((uv_handle_t *)&drv->async, on_handle_closed);
+    uv_close((uv_handle_t *)&drv->timer, on_handle_closed);
+    uv_close((uv_handle_t *)&drv->prepare, on_handle_closed);
+    uv_close((uv_handle_t *)&drv->check, on_handle_closed);
+}
+
+static void serve(struct kvbm_reactor_uv *drv) {
+    struct kvbm_reactor *r = drv->reactor;
+    /* Acquire: pairs with the release in kvbm_reactor_uv_stop. */
+    bool stop = atomic_load_explicit(&drv->stop, memory_order_acquire) != 0;
+    if (uv_is_closing((uv_handle_t *)&drv->async))
+        return;
+    if (!drv->holding) {
+        /* Relaxed: whoever needs this thread set wake_pending and then made this loop run. */
+        if (!stop && !drv->timer_due && atomic_load_explicit(&r->wake_pending, memory_order_relaxed) == 0)
+            return;
+        if (!kvbm_reactor_take(r))
+            return; /* the borrower will wake us */
+        drv->timer_due = false;
+        drv->holding = true;
+    }
+    if (stop) {
+        close_handles(drv);
+        return;
+    }
+    for (uint32_t round = 0; round < ROUND_COUNT_MAX; round++) {
+        uint64_t timer_ns = KVBM_NO_DEADLINE;
+        kvbm_reactor_turn(r, r->options.turn_budget);
+        if (kvbm_reactor_park(r, &timer_ns)) {
+            drv->holding = false;
+            timer_set(drv, timer_ns);
+            return;
+        }
+        /* A handler may have asked for the stop. Acquire: pairs with the release there. */
+        if (atomic_load_explicit(&drv->stop, memory_order_acquire) != 0)
+            break;
+    }
+    timer_start(drv, 0, 0); /* work is left: come back at once, after the loop's other handles */
+}
+
+static void on_prepare(uv_prepare_t *prepare) {
+    struct kvbm_reactor_uv *drv = prepare->data;
+    serve(drv);
+    if (drv->owns_loop && !drv->holding && atomic_load_explicit(&drv->started, memory_order_relaxed) == 0) {
+        /* Release: pairs with the acquire in kvbm_reactor_uv_start. */
+        atomic_store_explicit(&drv->started, 1, memory_order_release);
+        drv->reactor->os->wake_u32(drv->reactor->os->ctx, &drv->started, true);
+    }
+}
+
+static void on_check(uv_check_t *check) {
+    serve(check->data);
+}
+
+static void on_async(uv_async_t *async) {
+    (void)async; /* the check callback, behind this one, does the work */
+}
+
+/* Makes the handles; on failure there are none. */
+static int open_handles(struct kvbm_reactor_uv *drv) {
+    int rc = uv_async_init(drv->loop, &drv->async, on_async);
+    if (rc != 0)
+        return rc;
+    /* libuv: these only link the handle into the loop and cannot fail. */
+    uv_timer_init(drv->loop, &drv->timer);
+    uv_prepare_init(drv->loop, &drv->prepare);
+    uv_check_init(drv->loop, &drv->check);
+    uv_handle_set_data((uv_handle_t *)&drv->async, drv);
+    uv_handle_set_data((uv_handle_t *)&drv->timer, drv);
+    uv_handle_set_data((uv_handle_t *)&drv->prepare, drv);
+    uv_handle_set_data((uv_handle_t *)&drv->check, drv);
+    uv_prepare_start(&drv->prepare, on_prepare);
+    uv_check_start(&drv->check, on_check);
+    uv_unref((uv_handle_t *)&drv->timer);
+    uv_unref((uv_handle_t *)&drv->prepare);
+    uv_unref((uv_handle_t *)&drv->check);
+    drv->open_handles = 4;
+    return 0;
+}
+
+static void thread_run(void *arg) {
+    struct kvbm_reactor_uv *drv = arg;
+    uv_run(drv->loop, UV_RUN_DEFAULT);
+    KVBM_ASSERT(drv->open_handles == 0);
+    int rc = uv_loop_close(drv->loop);
+    KVBM_ASSERT_MSG(rc == 0, "uv_loop_close: %s", uv_err_name(rc));
+}
+
+static int start_own(struct kvbm_reactor_uv *drv) {
+    const struct kvbm_os *os = drv->reactor->os;
+    drv->loop = &drv->own_loop;
+    int rc = uv_loop_init(drv->loop);
+    if (rc != 0)
+        return rc;
+    rc = open_handles(drv);
+    if (rc != 0) {
+        uv_loop_close(drv->loop);
+        return rc;
+    }
+    rc = os->thread_start(os->ctx, &drv->thread, thread_run, drv, drv->reactor->options.name);
+    if (rc != 0) {
+        close_handles(drv);
+        uv_run(drv->loop, UV_RUN_DEFAULT);
+        int closed = uv_loop_close(drv->loop);
+        KVBM_ASSERT(closed == 0);
+        return rc;
+    }
+    /* Acquire: pairs with the release in on_prepare. */
+    while (atomic_load_explicit(&drv->started, memory_order_acquire) == 0)
+        os->wait_u32(os->ctx, &drv->started, 0, KVBM_NO_DEADLINE);
+    return 0;
+}
+
+int kvbm_reactor_uv_start(struct kvbm_reactor_uv *drv, struct kvbm_reactor *r, uv_loop_t *loop) {
+    KVBM_ASSERT(r->options.wake == kvbm_reactor_uv_wake && r->options.wake_ctx == drv);
+    KVBM_ASSERT(atomic_load_explicit(&r->state, memory_order_relaxed) == KVBM_REACTOR_RUNNING);
+    *drv = (struct kvbm_reactor_uv){.reactor = r, .loop = loop, .owns_loop = loop == NULL};
+    drv->holding = true;
+    drv->timer_ns = KVBM_NO_DEADLINE;
+    if (drv->owns_loop)
+        return start_own(drv);
+    int rc = open_handles(drv);
+    if (rc == 0)
+        serve(drv); /* parks: borrowable before the loop first runs */
+    return rc;
+}
+
+void kvbm_reactor_uv_wake(void *arg) {
+    struct kvbm_reactor_uv *drv = arg;
+    /* Sequentially consistent: pairs with close_handles. */
+    atomic_fetch_add_explicit(&drv->wakers, 1, memory_order_seq_cst);
+    if (atomic_load_explicit(&drv->closing, memory_order_seq_cst) == 0) {
+        int rc = uv_async_send(&drv->async);
+        KVBM_ASSERT(rc == 0);
+    }
+    /* Release: the send is over; pairs with the load in close_handles. */
+    atomic_fetch_sub_explicit(&drv->wakers, 1, memory_order_release);
+}
+
+void kvbm_reactor_uv_stop(struct kvbm_reactor_uv *drv, void (*on_closed)(void *arg), void *arg) {
+    const struct kvbm_os *os = drv->reactor->os;
+    KVBM_ASSERT_MSG(!drv->owns_loop || kvbm_reactor_current_mt() != drv->reactor,
+                    "a handler of reactor %s stops its own thread", drv->reactor->options.name);
+    KVBM_ASSERT(drv->owns_loop || on_closed != NULL);
+    drv->on_closed = on_closed;
+    drv->on_closed_arg = arg;
+    /* Release: on_closed; pairs with the acquire in serve. */
+    uint32_t before = atomic_exchange_explicit(&drv->stop, 1, memory_order_acq_rel);
+    KVBM_ASSERT_MSG(before == 0, "reactor %s is stopped twice", drv->reactor->options.name);
+    kvbm_reactor_uv_wake(drv);
+    if (!drv->owns_loop)
+        return;
+    os->thread_join(os->ctx, &drv->thread);
+    if (on_closed != NULL)
+        on_closed(arg);
+}
