@@ -54,10 +54,10 @@ struct kvbm_msg_info {
 };
 
 /* kinds start at 1; 0 is never sent */
-#define KVBM_MSG_ENUM_(NAME, name) KVBM_MSG_##NAME,
-#define KVBM_MSG_DEFINE_ENUM(list)                                                                                    \
-    enum kvbm_msg_kind { KVBM_MSG_NONE_ = 0, list(KVBM_MSG_ENUM_) KVBM_MSG_KIND_COUNT }
-#define KVBM_MSG_INFO_(NAME, name) [KVBM_MSG_##NAME] = {#NAME, sizeof(struct kvbm_msg_##name)},
-#define KVBM_MSG_DEFINE_INFO(var, list) const struct kvbm_msg_info var[KVBM_MSG_KIND_COUNT] = {list(KVBM_MSG_INFO_)}
+#define KVBM_MSG_ENUM_(NAME, name)       KVBM_MSG_##NAME,
+#define KVBM_MSG_DEFINE_ENUM(list)       enum kvbm_msg_kind { KVBM_MSG_NONE_ = 0, list(KVBM_MSG_ENUM_) KVBM_MSG_KIND_COUNT }
+#define KVBM_MSG_ROW_(kind, text, bytes) [kind] = {text, bytes},
+#define KVBM_MSG_INFO_(NAME, name)       KVBM_MSG_ROW_(KVBM_MSG_##NAME, #NAME, sizeof(struct kvbm_msg_##name))
+#define KVBM_MSG_DEFINE_INFO(var, list)  const struct kvbm_msg_info var[KVBM_MSG_KIND_COUNT] = {list(KVBM_MSG_INFO_)}
 
 #endif
