@@ -13,7 +13,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -50,19 +49,24 @@ static bool text_read(const char *root, const char *path, char text[MEMORY_TEXT_
     return used > 0;
 }
 
-/* The number behind `label` at the start of a line, times `unit`; KVBM_MEMORY_UNKNOWN if there is none. */
+/* The number behind `label` at the start of a line, times `unit`; KVBM_MEMORY_UNKNOWN if there is none. Behind the
+ * number stands a blank or the end of the line. */
 static uint64_t text_field(const char *text, const char *label, uint64_t unit) {
     size_t length = strlen(label);
     for (const char *line = text; line != NULL; line = strchr(line, '\n')) {
         line += *line == '\n';
         if (strncmp(line, label, length) != 0)
             continue;
-        char *end;
-        unsigned long long value = strtoull(line + length, &end, 10);
-        uint64_t product;
-        if (end == line + length || __builtin_mul_overflow((uint64_t)value, unit, &product))
+        const char *digits = line + length + strspn(line + length, " \t");
+        const char *end = digits;
+        uint64_t value = 0;
+        bool fits = true;
+        for (; *end >= '0' && *end <= '9'; end++)
+            fits = fits && !__builtin_mul_overflow(value, UINT64_C(10), &value) &&
+                   !__builtin_add_overflow(value, (uint64_t)(*end - '0'), &value);
+        if (end == digits || strchr(" \t\n", *end) == NULL || !fits || __builtin_mul_overflow(value, unit, &value))
             return KVBM_MEMORY_UNKNOWN;
-        return product;
+        return value;
     }
     return KVBM_MEMORY_UNKNOWN;
 }

@@ -9,23 +9,12 @@
 
 #include "runtime/errors.h"
 #include "storage/layout.h"
+#include "tests/support/random.h"
 
 #define FORM_COUNT 3
 
 static const int forms[FORM_COUNT] = {KVBM_LAYOUT_FULLY_CONTIGUOUS, KVBM_LAYOUT_LAYER_BLOCK_MAJOR,
                                       KVBM_LAYOUT_LAYER_OUTER_MAJOR};
-
-/* splitmix64 (Steele, Lea, Flood). */
-static uint64_t random_next(uint64_t *state) {
-    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
-
-static uint32_t random_below(uint64_t *state, uint32_t bound) {
-    return (uint32_t)(random_next(state) % bound);
-}
 
 struct plane {
     uint64_t offset;
