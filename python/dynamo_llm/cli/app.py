@@ -1,0 +1,209 @@
+"""The commands of `kvbm`, as click sees them."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+import dynamo_llm
+from dynamo_llm.cli.replay import ReplayError, ReplayOptions, Result, replay
+from dynamo_llm.cli.traces import TraceError
+
+DTYPES = ("fp8_e4m3", "fp8_e5m2", "fp16", "bf16", "fp32", "int8", "u8")
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """A group whose errors are one line each, and whose Ctrl-C is 130."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = kwargs.get("prog_name") or "kvbm"
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help() if error.ctx is not None else error.format_message(), err=True)
+            code = EXIT_USAGE
+        except click.ClickException as error:
+            command = getattr(getattr(error, "ctx", None), "command_path", name)
+            click.echo(f"{command}: {' '.join(error.format_message().split())}", err=True)
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo(f"{name}: interrupted", err=True)
+            code = EXIT_INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read our output is gone; keep the interpreter from complaining about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_FAILED
+        sys.exit(code or 0)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(dynamo_llm.__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """KVBM, a KV block manager for LLM inference."""
+
+
+@cli.command("replay", short_help="Replay a request trace through a block manager, with real bytes.")
+@click.argument("trace", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--host-blocks",
+    type=click.IntRange(1, 1 << 26),
+    help="Blocks of the host pool.  [default: all distinct"
+    " blocks and those in flight, within 2 GiB and a quarter of the available memory]",
+)
+@click.option(
+    "--page-size",
+    type=click.IntRange(1, 1 << 16),
+    help="Tokens a block.  [default: the trace's block size; 16 for the built-in workload]",
+)
+@click.option("--num-layers", type=click.IntRange(1, 4096), default=2, show_default=True, help="Layers of a block.")
+@click.option(
+    "--outer-dim",
+    type=click.IntRange(1, 2),
+    default=2,
+    show_default=True,
+    help="2: keys and values; 1: one of them (MLA).",
+)
+@click.option(
+    "--inner-dim",
+    type=click.IntRange(1, 1 << 20),
+    help="Elements a token in each layer and outer index.  [default: what makes blocks of 32 KiB]",
+)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES, case_sensitive=False), default="fp16", show_default=True, help="Element type."
+)
+@click.option("--policy", default="lru", show_default=True, help="Eviction policy.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1 << 16),
+    default=8,
+    show_default=True,
+    help="Requests in flight at once. With 1 they run strictly in order.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, 1e9, min_open=True),
+    help="Replay the trace's own times this many times"
+    " faster, and hold blocks as long as requests took.  [default: no pauses]",
+)
+@click.option(
+    "--allocate-timeout",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a request waits in line for blocks before it is served uncached.",
+)
+@click.option("--no-bytes", is_flag=True, help="Bookkeeping only: no memory behind the blocks, nothing to verify.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N requests. The built-in workload makes as many.  [default: all; 2000 built in]",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the built-in workload.")
+@click.option(
+    "--trace-block",
+    type=click.IntRange(1, 1 << 20),
+    metavar="TOKENS",
+    help="Tokens of one hash id in JSONL traces.  [default: 512]",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write report.html, with plots, and summary.json there.",
+)
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what the terminal shows at the end as a picture.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else.")
+@click.option("--corrupt-block", type=click.IntRange(0), hidden=True)
+def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **options: Any) -> int:
+    """Replay the requests of TRACE through a block manager, as an asyncio inference server would.
+
+    For each request: hash the prompt, match and lease its cached prefix, allocate blocks for the rest, write bytes
+    into them that are a function of their keys, register them, hold everything while the request runs, verify every
+    byte of every hit, release.
+
+    TRACE is a JSONL file (a request a line: timestamp, input_length, output_length, hash_ids), an agentic JSON file
+    (a conversation: block_size, requests), or a directory of such files. Without TRACE a chat workload is made from
+    --seed: shared system prompts, growing histories, pauses.
+
+    \b
+    Examples:
+      kvbm replay
+      kvbm replay conversation.jsonl --report report
+      kvbm replay conversation.jsonl --concurrency 1 --no-bytes --json
+      kvbm replay agentic/ --host-blocks 4096 --concurrency 32 --speed 100
+
+    \b
+    Exit status: 0 all went well; 1 a wrong byte, more hits than can be, or a failed operation; 2 a bad option or trace;
+    130 interrupted (what was done until then is summed up).
+    """
+    errors = Console(stderr=True)
+    try:
+        result = asyncio.run(replay(trace, ReplayOptions(**options), errors))
+    except TraceError as error:
+        raise _Refused(str(error)) from None
+    except ReplayError as error:
+        if error.usage:
+            raise _Refused(str(error)) from None
+        raise click.ClickException(str(error)) from None
+    return _show(result, errors, as_json, svg, options["report"])
+
+
+class _Refused(click.ClickException):
+    """A bad option or trace."""
+
+    exit_code = EXIT_USAGE
+
+
+def _show(result: Result, errors: Console, as_json: bool, svg: Path | None, report: Path | None) -> int:
+    """Prints and writes the result; returns the exit status."""
+    from dynamo_llm.cli.display import tables
+
+    summary = result.summary
+    console = errors if as_json else Console()
+    console.print(tables(summary))
+    if as_json:
+        click.echo(json.dumps(summary))
+    if svg is not None:
+        _write_svg(svg, summary)
+    if report is not None:
+        from dynamo_llm.cli.report import write_report
+
+        click.echo(f"report: {write_report(report, result)}", err=True)
+    for line in result.metrics.failures:
+        click.echo(f"kvbm replay: verification failed: {line}", err=True)
+    if len(result.metrics.failures) < result.metrics.verify_failures:
+        click.echo(f"kvbm replay: {result.metrics.verify_failures:,} blocks failed in all", err=True)
+    for line in result.problems:
+        click.echo(f"kvbm replay: {line}", err=True)
+    if result.metrics.verify_failures or result.problems:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if result.metrics.interrupted else 0
+
+
+def _write_svg(path: Path, summary: dict[str, Any]) -> None:
+    import io
+
+    from dynamo_llm.cli.display import tables
+
+    console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(f"[bold green]$[/] {summary['config']['command']}\n", highlight=False)
+    console.print(tables(summary))
+    try:
+        path.write_text(console.export_svg(title="kvbm replay"), encoding="utf-8")
+    except OSError as error:
+        raise _Refused(f"--svg: {path}: {error.strerror}") from None
