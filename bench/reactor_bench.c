@@ -2,7 +2,8 @@
  * reactor_bench.c - the actor machine alone, with no domain behind it.
  *
  *   c_reactor_message        messages a second from one application thread through its lane to an actor on a reactor's
- *                            own thread, which gives each back to its pool
+ *                            own thread, from an array that is used in turn
+ *   c_reactor_message_pool   the same with each message taken from a pool here and given back there
  *   c_reactor_message_local  post and turn on one thread: what a message costs without a second processor, ns
  *   c_reactor_call           kvbm_reactor_call_mt on a parked reactor: borrow, handle, return, ns
  *   c_histogram_record       one latency recorded, ns
@@ -34,12 +35,15 @@ struct counter {
     struct kvbm_pool pool;
     uint64_t sum;
     _Atomic uint64_t handled;
+    struct kvbm_msg_count *ring; /* POOL messages, used in turn; NULL: they come from the pool */
+    uint64_t sent;
 };
 
 static void on_count(struct kvbm_actor *self, struct kvbm_msg *msg) {
     struct counter *counter = (struct counter *)self;
     counter->sum += ((struct kvbm_msg_count *)msg)->value;
-    kvbm_pool_give_mt(&counter->pool, msg);
+    if (counter->ring == NULL)
+        kvbm_pool_give_mt(&counter->pool, msg);
     /* One writer: no locked instruction needed. */
     uint64_t handled = atomic_load_explicit(&counter->handled, memory_order_relaxed);
     atomic_store_explicit(&counter->handled, handled + 1, memory_order_release);
@@ -59,7 +63,7 @@ static void no_wake(void *ctx) {
     (void)ctx;
 }
 
-static void machine_open(struct machine *machine, bool own_thread, bool borrowable) {
+static void machine_open(struct machine *machine, bool own_thread, bool borrowable, bool pooled) {
     struct kvbm_reactor_options options = {
         .name = "bench",
         .os = kvbm_os_real(),
@@ -77,6 +81,8 @@ static void machine_open(struct machine *machine, bool own_thread, bool borrowab
                kvbm_pool_open(&machine->counter.pool, options.os, POOL, sizeof(struct kvbm_msg_count)));
     machine->counter.actor = (struct kvbm_actor){
         .name = "counter", .on_request = on_request, .on_reply = on_reply, .kind_count = KVBM_MSG_KIND_COUNT};
+    if (!pooled)
+        machine->counter.ring = bench_alloc(POOL, sizeof(struct kvbm_msg_count));
     kvbm_reactor_actor_add(&machine->reactor, &machine->counter.actor);
     if (own_thread)
         bench_must("kvbm_reactor_uv_start", kvbm_reactor_uv_start(&machine->uv, &machine->reactor, NULL));
@@ -89,17 +95,26 @@ static void machine_close(struct machine *machine, bool own_thread) {
         kvbm_reactor_turn(&machine->reactor, LOCAL);
     kvbm_reactor_close(&machine->reactor);
     kvbm_pool_close(&machine->counter.pool);
+    free(machine->counter.ring);
 }
 
+/* NULL while every message is on its way. */
 static struct kvbm_msg *message(struct machine *machine) {
-    uint64_t id;
-    struct kvbm_msg_count *msg = kvbm_pool_take_mt(&machine->counter.pool, &id);
+    struct counter *counter = &machine->counter;
+    struct kvbm_msg_count *msg;
+    uint64_t id = 0;
+    if (counter->ring == NULL)
+        msg = kvbm_pool_take_mt(&counter->pool, &id);
+    else if (counter->sent - atomic_load_explicit(&counter->handled, memory_order_acquire) < POOL)
+        msg = &counter->ring[counter->sent++ % POOL];
+    else
+        msg = NULL;
     if (msg == NULL)
         return NULL;
     msg->head = (struct kvbm_msg){.kind = KVBM_MSG_COUNT,
                                   .op = id,
-                                  .to = &machine->counter.actor,
-                                  .pool = &machine->counter.pool,
+                                  .to = &counter->actor,
+                                  .pool = &counter->pool,
                                   .deadline_slot = KVBM_DEADLINE_NONE};
     msg->value = 1;
     return &msg->head;
@@ -220,14 +235,15 @@ static struct bench_summary rate(struct bench_summary ns) {
 }
 
 int main(void) {
-    static struct machine threaded, driven, lent;
+    static struct machine threaded, pooled, driven, lent;
     static struct mutex_queue queue = {.lock = PTHREAD_MUTEX_INITIALIZER, .filled = PTHREAD_COND_INITIALIZER};
     static struct kvbm_histogram histogram;
     static _Atomic uint64_t word;
     pthread_t consumer;
-    machine_open(&threaded, true, false);
-    machine_open(&driven, false, false);
-    machine_open(&lent, true, true);
+    machine_open(&threaded, true, false, false);
+    machine_open(&pooled, true, false, true);
+    machine_open(&driven, false, false, false);
+    machine_open(&lent, true, true, false);
     bench_must("pthread_create", -pthread_create(&consumer, NULL, mutex_consumer, &queue));
     struct bench_subject runs[] = {
         {.fn = across, .arg = &threaded, .iterations = 20000},
@@ -236,6 +252,7 @@ int main(void) {
         {.fn = call, .arg = &lent, .iterations = 2000},
         {.fn = record, .arg = &histogram, .iterations = 10000},
         {.fn = add, .arg = &word, .iterations = 10000},
+        {.fn = across, .arg = &pooled, .iterations = 20000},
     };
     bench_run(runs, sizeof runs / sizeof *runs, 200);
     struct bench_summary messages = rate(runs[0].result), mutex_messages = rate(runs[1].result);
@@ -247,6 +264,12 @@ int main(void) {
                  "\"lane\": %d, \"posts_refused\": %llu, \"wakes\": %llu", LANE,
                  (unsigned long long)threaded.full_count,
                  (unsigned long long)atomic_load(&threaded.reactor.wake_count));
+    bench_report(&(struct bench_result){.name = "c_reactor_message_pool",
+                                        .unit = "messages/s",
+                                        .value = rate(runs[6].result),
+                                        .reference_name = "c_reactor_message",
+                                        .reference_value = messages.median},
+                 "\"messages\": %d", POOL);
     bench_report(&(struct bench_result){.name = "c_reactor_message_local", .unit = "ns", .value = runs[2].result},
                  "\"turn_budget\": %d", LOCAL);
     bench_report(&(struct bench_result){.name = "c_reactor_call",
@@ -267,6 +290,7 @@ int main(void) {
     pthread_mutex_unlock(&queue.lock);
     pthread_join(consumer, NULL);
     machine_close(&threaded, true);
+    machine_close(&pooled, true);
     machine_close(&driven, false);
     machine_close(&lent, true);
     return 0;
