@@ -198,7 +198,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 def test_numbers_are_those_of_the_kept_results() -> None:
-    demand([sys.executable, "bench/numbers.py", "--check"], ROOT, "docs/numbers.md")
+    demand([sys.executable, "bench/write_numbers.py", "--check"], ROOT, "docs/numbers.md")
 
 
 def test_a_c_compiler_is_there() -> None:
