@@ -4,13 +4,15 @@ py_await_alloc         await one block and release it; answered at submit, so th
 py_cross_thread_await  the same with BlockManager(borrow=False): every operation goes to the reactor's thread and its
                        completion comes back through the port. Its floor, measured in the same batches, is an echo
                        thread in C: one eventfd written by the loop's thread, one written back, add_reader, a future
+                       The same with both threads pinned: py_cross_thread_await_one_cpu, py_cross_thread_await_two_cpus.
+                       Where the scheduler puts them changes either figure tenfold, so compare within a placement
 py_await_gather_64     64 such operations at once, ns an operation
 py_tasks_5000          5,000 concurrent tasks that await match, allocate and register and release: the 99.9th percentile
                        of one await; the conditions have the other percentiles and the rate
 py_tasks_5000_cross    the same with borrow=False
 
-On uvloop: py_await_alloc_uvloop, py_cross_thread_await_uvloop, py_await_gather_64_uvloop, py_tasks_5000_uvloop,
-py_tasks_5000_cross_uvloop.
+On uvloop: py_await_alloc_uvloop, py_cross_thread_await_uvloop, py_cross_thread_await_one_cpu_uvloop,
+py_cross_thread_await_two_cpus_uvloop, py_await_gather_64_uvloop, py_tasks_5000_uvloop, py_tasks_5000_cross_uvloop.
 """
 
 import asyncio
@@ -105,50 +107,66 @@ async def await_gather(blocks: aio.BlockManager, iterations: int) -> int:
     return perf_counter_ns() - start
 
 
-async def bench_awaits(suffix: str) -> None:
-    echo = Echo(asyncio.get_running_loop())
-    async with manager(4096) as lent, manager(4096, borrow=False) as crossing:
-        inline = await run_async(
+async def bench_inline(suffix: str) -> None:
+    async with manager(4096) as lent:
+        results = await run_async(
             {
                 "alloc": (functools.partial(await_alloc, lent), 500),
                 "future": (finished_future, 2000),
             },
             batches=500,
         )
-        cross = await run_async(
-            {
-                "alloc": (functools.partial(await_alloc, crossing), 20),
-                "echo": (echo.trips, 20),
-                "gather": (functools.partial(await_gather, crossing), 128),
-            },
-            batches=500,
-        )
-    echo.close()
     report(
         "py_await_alloc" + suffix,
         "ns",
-        inline["alloc"],
-        reference=("awaiting a finished future", inline["future"].median),
+        results["alloc"],
+        reference=("awaiting a finished future", results["future"].median),
         target_value=1500,
         loop=loop_name(),
     )
+
+
+async def bench_cross(suffix: str, placement: str) -> None:
+    """Threads inherit the processors that their maker may run on, so the other side is made first."""
+    all_cpus = os.sched_getaffinity(0)
+    first, last = {min(all_cpus)}, {max(all_cpus)}
+    os.sched_setaffinity(0, {"free": all_cpus, "one_cpu": first, "two_cpus": last}[placement])
+    echo = Echo(asyncio.get_running_loop())
+    crossing = manager(4096, borrow=False)
+    os.sched_setaffinity(0, all_cpus if placement == "free" else first)
+    try:
+        async with crossing:
+            results = await run_async(
+                {
+                    "alloc": (functools.partial(await_alloc, crossing), 20),
+                    "echo": (echo.trips, 20),
+                    "gather": (functools.partial(await_gather, crossing), 128),
+                },
+                batches=500,
+            )
+    finally:
+        echo.close()
+        os.sched_setaffinity(0, all_cpus)
+    name = "py_cross_thread_await" + ("" if placement == "free" else f"_{placement}") + suffix
     report(
-        "py_cross_thread_await" + suffix,
+        name,
         "ns",
-        cross["alloc"],
-        reference=("a bare eventfd echo thread with add_reader", cross["echo"].median),
+        results["alloc"],
+        reference=("a bare eventfd echo thread with add_reader", results["echo"].median),
         target_ratio=1.5,
-        floor_spread=[round(cross["echo"].p10), round(cross["echo"].p90)],
+        floor_spread=[round(results["echo"].p10), round(results["echo"].p90)],
+        placement=placement.replace("_", " "),
         loop=loop_name(),
     )
-    report(
-        "py_await_gather_64" + suffix,
-        "ns",
-        cross["gather"],
-        reference=("py_cross_thread_await" + suffix, cross["alloc"].median),
-        operations_in_flight=64,
-        loop=loop_name(),
-    )
+    if placement == "free":
+        report(
+            "py_await_gather_64" + suffix,
+            "ns",
+            results["gather"],
+            reference=(name, results["alloc"].median),
+            operations_in_flight=64,
+            loop=loop_name(),
+        )
 
 
 def loop_name() -> str:
@@ -237,7 +255,9 @@ async def bench_tasks(suffix: str, borrow: bool) -> None:
 
 
 async def bench(suffix: str) -> None:
-    await bench_awaits(suffix)
+    await bench_inline(suffix)
+    for placement in ("free", "one_cpu", "two_cpus"):
+        await bench_cross(suffix, placement)
     await bench_tasks(suffix, borrow=True)
     await bench_tasks("_cross" + suffix, borrow=False)
 

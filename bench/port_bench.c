@@ -11,6 +11,7 @@
  */
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 
 #include "bench/bench.h"
@@ -86,42 +87,86 @@ static struct subject subject_make(uint32_t flags, uint64_t depth) {
     return subject;
 }
 
-static void report(const char *name, const struct bench_subject *run, const char *reference_name,
-                   const struct bench_subject *reference) {
-    struct subject *subject = run->arg;
-    bench_report(&(struct bench_result){.name = name,
-                                        .unit = "ns",
-                                        .value = run->result,
-                                        .reference_name = reference_name,
-                                        .reference_value = reference->result.median},
-                 "\"operations_in_flight\": %llu", (unsigned long long)subject->depth);
+static void subject_end(struct subject *subject) {
+    kvbm_port_close(subject->port);
+    bench_manager_end(subject->manager);
 }
 
-int main(void) {
-    struct subject thread = subject_make(KVBM_OPEN_NO_BORROW, 1);
-    struct subject borrowed = subject_make(0, 1);
-    struct subject pipeline = subject_make(KVBM_OPEN_NO_BORROW, PIPELINE);
+/* ---- placements: threads inherit the processors that their maker may run on */
+
+enum placement { FREE, ONE_CPU, TWO_CPUS };
+
+static void pin(const cpu_set_t *all, enum placement placement, bool other_side) {
+    cpu_set_t set = *all;
+    int first = 0, last = CPU_SETSIZE - 1;
+    while (!CPU_ISSET(first, all))
+        first++;
+    while (!CPU_ISSET(last, all))
+        last--;
+    if (placement != FREE) {
+        CPU_ZERO(&set);
+        CPU_SET(other_side && placement == TWO_CPUS ? last : first, &set);
+    }
+    bench_must("sched_setaffinity", sched_setaffinity(0, sizeof set, &set));
+}
+
+static double bench_roundtrip(const cpu_set_t *all, enum placement placement) {
+    static const char *const names[] = {"c_port_roundtrip", "c_port_roundtrip_one_cpu", "c_port_roundtrip_two_cpus"};
+    static const char *const placements[] = {"free", "one cpu", "two cpus"};
+    pin(all, placement, true);
+    struct subject subject = subject_make(KVBM_OPEN_NO_BORROW, 1);
     struct echo echo = {.to = eventfd(0, EFD_CLOEXEC), .from = eventfd(0, EFD_CLOEXEC)};
     pthread_t echoer;
     bench_must("pthread_create", -pthread_create(&echoer, NULL, echo_thread, &echo));
+    pin(all, placement, false);
     struct bench_subject subjects[] = {
-        {.fn = roundtrip, .arg = &thread, .iterations = 50},
+        {.fn = roundtrip, .arg = &subject, .iterations = 50},
         {.fn = echo_run, .arg = &echo, .iterations = 50},
-        {.fn = roundtrip, .arg = &borrowed, .iterations = 500},
-        {.fn = roundtrip, .arg = &pipeline, .iterations = 4L * PIPELINE},
     };
-    bench_run(subjects, 4, 400);
-    report("c_port_roundtrip", &subjects[0], "a bare eventfd echo thread with poll", &subjects[1]);
-    report("c_port_borrowed", &subjects[2], "c_port_roundtrip", &subjects[0]);
-    report("c_port_64", &subjects[3], "c_port_roundtrip", &subjects[0]);
+    bench_run(subjects, 2, 400);
+    pin(all, FREE, false);
+    bench_report(&(struct bench_result){.name = names[placement],
+                                        .unit = "ns",
+                                        .value = subjects[0].result,
+                                        .reference_name = "a bare eventfd echo thread with poll",
+                                        .reference_value = subjects[1].result.median},
+                 "\"operations_in_flight\": 1, \"placement\": \"%s\", \"floor_spread\": [%.0f, %.0f]",
+                 placements[placement], subjects[1].result.p10, subjects[1].result.p90);
     eventfd_write(echo.to, 1000);
     pthread_join(echoer, NULL);
     close(echo.to);
     close(echo.from);
-    struct subject *all[] = {&thread, &borrowed, &pipeline};
-    for (int i = 0; i < 3; i++) {
-        kvbm_port_close(all[i]->port);
-        bench_manager_end(all[i]->manager);
+    subject_end(&subject);
+    return subjects[0].result.median;
+}
+
+static void bench_others(double roundtrip_ns) {
+    struct subject borrowed = subject_make(0, 1);
+    struct subject pipeline = subject_make(KVBM_OPEN_NO_BORROW, PIPELINE);
+    struct bench_subject subjects[] = {
+        {.fn = roundtrip, .arg = &borrowed, .iterations = 500},
+        {.fn = roundtrip, .arg = &pipeline, .iterations = 4L * PIPELINE},
+    };
+    static const char *const names[] = {"c_port_borrowed", "c_port_64"};
+    bench_run(subjects, 2, 400);
+    for (int i = 0; i < 2; i++) {
+        struct subject *subject = subjects[i].arg;
+        bench_report(&(struct bench_result){.name = names[i],
+                                            .unit = "ns",
+                                            .value = subjects[i].result,
+                                            .reference_name = "c_port_roundtrip",
+                                            .reference_value = roundtrip_ns},
+                     "\"operations_in_flight\": %llu", (unsigned long long)subject->depth);
+        subject_end(subject);
     }
+}
+
+int main(void) {
+    cpu_set_t all;
+    bench_must("sched_getaffinity", sched_getaffinity(0, sizeof all, &all));
+    double roundtrip_ns = bench_roundtrip(&all, FREE);
+    bench_roundtrip(&all, ONE_CPU);
+    bench_roundtrip(&all, TWO_CPUS);
+    bench_others(roundtrip_ns);
     return 0;
 }
