@@ -98,7 +98,7 @@ enum placement { FREE, ONE_CPU, TWO_CPUS };
 
 static void pin(const cpu_set_t *all, enum placement placement, bool other_side) {
     cpu_set_t set = *all;
-    int first = 0, last = CPU_SETSIZE - 1;
+    size_t first = 0, last = CPU_SETSIZE - 1;
     while (!CPU_ISSET(first, all))
         first++;
     while (!CPU_ISSET(last, all))
