@@ -247,10 +247,15 @@ struct kvbm_msg *kvbm_mailbox_take_credit(struct kvbm_mailbox *box) {
 bool kvbm_mailbox_empty_mt(const struct kvbm_mailbox *box) {
     /* All relaxed: after a fence of the caller's (pairs with the one at the end of each post), or a hint. */
     if (atomic_load_explicit(&box->replies, memory_order_relaxed) != NULL ||
-        atomic_load_explicit(&box->reply_fifo, memory_order_relaxed) != NULL ||
-        atomic_load_explicit(&box->threads_dirty, memory_order_relaxed) != 0 || !lane_empty(box->control) ||
+        atomic_load_explicit(&box->reply_fifo, memory_order_relaxed) != NULL || !lane_empty(box->control) ||
         !lane_empty(box->data))
         return false;
+    /* A bit may outlive the messages it told of. */
+    uint64_t dirty = atomic_load_explicit(&box->threads_dirty, memory_order_relaxed);
+    for (; dirty != 0; dirty &= dirty - 1) {
+        if (!lane_empty(box->threads[__builtin_ctzll(dirty)]))
+            return false;
+    }
     return (atomic_load_explicit(&box->credit_waiters, memory_order_relaxed) == NULL &&
             atomic_load_explicit(&box->credit_fifo, memory_order_relaxed) == NULL) ||
            !credit_due(box);
