@@ -8,19 +8,19 @@
  *   Threads     `_mt`: any thread. No suffix: the thread that the comment names.
  *   Options     Every option struct starts with `size`; set it to sizeof(the struct) and zero the rest: zero is the
  *               default of every field. A library newer than your header takes the missing fields as zero.
- *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched until
- *               the operation has completed.
- *   Fork        In a forked child every call on a manager or port of the parent fails with -KVBM_EFORKED.
+ *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched
+ * until the operation has completed. Fork        In a forked child every call on a manager or port of the parent fails
+ * with -KVBM_EFORKED.
  *
  * Operations
  *
  *   kvbm_allocate_mt, kvbm_register_mt, kvbm_match_mt and kvbm_query_mt submit one operation for n blocks.
  *
- *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or, where
- *                 neither is named, to kvbm_wait_mt.
- *     returns 1   only with KVBM_SUBMIT_INLINE: done already; *completion holds the result and nothing follows.
- *     returns <0  not accepted: nothing follows, and the arguments are still the caller's. -EAGAIN: the operation pool,
- *                 the lane or the port is full; wait for other completions and submit again (or kvbm_port_want_credit_mt).
+ *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or,
+ * where neither is named, to kvbm_wait_mt. returns 1   only with KVBM_SUBMIT_INLINE: done already; *completion holds
+ * the result and nothing follows. returns <0  not accepted: nothing follows, and the arguments are still the caller's.
+ * -EAGAIN: the operation pool, the lane or the port is full; wait for other completions and submit again (or
+ * kvbm_port_want_credit_mt).
  *
  *   A completion's status says what became of it: 0; -KVBM_E...; -ECANCELED; -ETIMEDOUT; -KVBM_ESHUTDOWN.
  *   Cancelling is a request: the completion still comes, and says whether the operation was done or cancelled.
@@ -51,20 +51,30 @@ extern "C" {
 #define KVBM_VERSION_MAJOR 0
 #define KVBM_VERSION_MINOR 1
 #define KVBM_VERSION_PATCH 0
-#define KVBM_VERSION "0.1.0"
+#define KVBM_VERSION       "0.1.0"
 
 #define KVBM_GROUP_COUNT_MAX 8
-#define KVBM_SLOT_COUNT_MAX (1u << 26) /* blocks of one pool */
-#define KVBM_PRIORITY_MAX 7
+#define KVBM_SLOT_COUNT_MAX  (1u << 26) /* blocks of one pool */
+#define KVBM_PRIORITY_MAX    7
 #define KVBM_BATCH_COUNT_MAX (1u << 20) /* blocks in one operation */
 
 typedef struct kvbm_manager kvbm_manager;
 typedef struct kvbm_port kvbm_port;
-typedef uint64_t kvbm_op;                       /* operation id; 0 is none */
-typedef struct { uint64_t bits; } kvbm_block;   /* handle; {0} is none */
-typedef struct { uint8_t bytes[16]; } kvbm_key; /* XXH3-128 in canonical (big-endian) order, or any 128-bit digest */
+typedef uint64_t kvbm_op; /* operation id; 0 is none */
+typedef struct {
+    uint64_t bits;
+} kvbm_block; /* handle; {0} is none */
+typedef struct {
+    uint8_t bytes[16];
+} kvbm_key; /* XXH3-128 in canonical (big-endian) order, or any 128-bit digest */
 
-enum kvbm_tier { KVBM_TIER_DEVICE = 0, KVBM_TIER_HOST = 1, KVBM_TIER_DISK = 2, KVBM_TIER_REMOTE = 3, KVBM_TIER_COUNT = 4 };
+enum kvbm_tier {
+    KVBM_TIER_DEVICE = 0,
+    KVBM_TIER_HOST = 1,
+    KVBM_TIER_DISK = 2,
+    KVBM_TIER_REMOTE = 3,
+    KVBM_TIER_COUNT = 4
+};
 #define KVBM_TIER_BIT(tier) (1u << (tier))
 
 enum kvbm_block_state {
@@ -83,6 +93,7 @@ typedef struct kvbm_failure {
     size_t size;
     int code; /* the negative value that was returned */
     char text[240];
+    uint64_t index; /* of the item of a batch that failed, UINT64_MAX where the failure is not about one */
 } kvbm_failure;
 
 /* -------------------------------------------------------------------------------------------------------- manager */
@@ -119,7 +130,8 @@ typedef struct kvbm_options {
     void *log_user;
 } kvbm_options;
 
-/* Opens a manager with one reference, the caller's. `failure` may be NULL. -EINVAL, -KVBM_EGEOMETRY, -ENOMEM, -errno. */
+/* Opens a manager with one reference, the caller's. `failure` may be NULL. -EINVAL, -KVBM_EGEOMETRY, -ENOMEM, -errno.
+ */
 int kvbm_manager_open(const kvbm_options *options, kvbm_manager **manager, kvbm_failure *failure);
 /* References keep the manager's memory (blocks included) valid; they do not keep it open. */
 void kvbm_manager_retain_mt(kvbm_manager *manager);
@@ -138,7 +150,13 @@ const struct kvbm_layout *kvbm_manager_layout_mt(const kvbm_manager *manager, ui
 
 /* ----------------------------------------------------------------------------------------------------- operations */
 
-enum kvbm_op_kind { KVBM_OP_ALLOCATE = 1, KVBM_OP_REGISTER = 2, KVBM_OP_MATCH = 3, KVBM_OP_QUERY = 4, KVBM_OP_CREDIT = 5 };
+enum kvbm_op_kind {
+    KVBM_OP_ALLOCATE = 1,
+    KVBM_OP_REGISTER = 2,
+    KVBM_OP_MATCH = 3,
+    KVBM_OP_QUERY = 4,
+    KVBM_OP_CREDIT = 5
+};
 
 typedef struct kvbm_completion {
     kvbm_op op;
@@ -148,7 +166,7 @@ typedef struct kvbm_completion {
     uint64_t count;     /* blocks allocated, registered or matched; keys resident for a query */
     uint64_t requested; /* with -KVBM_ENOBLOCKS: what was asked for and what could have been had */
     uint64_t available;
-    uint64_t index;     /* with an error about one item of a batch: which */
+    uint64_t index; /* with an error about one item of a batch: which */
 } kvbm_completion;
 
 /* Called once, in the reactor's context: on its thread, or on an application thread that runs a turn (perhaps the very
@@ -168,13 +186,14 @@ typedef struct kvbm_submit {
     kvbm_port *port;             /* or neither: kvbm_wait_mt. Both: to the port, or to `done` if the port was closed */
     void *user;                  /* comes back in the completion */
     kvbm_completion *completion; /* required with KVBM_SUBMIT_INLINE */
+    kvbm_failure *failure;       /* NULL, or filled when the submit itself returns a negative value */
 } kvbm_submit;
 
 typedef struct kvbm_allocate_args {
     size_t size;
     uint32_t group;
-    int tier;          /* enum kvbm_tier */
-    uint64_t count;    /* 1 .. KVBM_BATCH_COUNT_MAX */
+    int tier;           /* enum kvbm_tier */
+    uint64_t count;     /* 1 .. KVBM_BATCH_COUNT_MAX */
     kvbm_block *blocks; /* out: count handles */
 } kvbm_allocate_args;
 
@@ -185,32 +204,33 @@ typedef struct kvbm_allocate_args {
 int kvbm_allocate_mt(kvbm_manager *manager, const kvbm_allocate_args *args, const kvbm_submit *submit, kvbm_op *op);
 
 enum kvbm_register_flags {
-    KVBM_REGISTER_KEEP_DUPLICATES = 1, /* keep a duplicate's own block (registered, not matchable) instead of the primary */
-    KVBM_REGISTER_ANONYMOUS = 2,       /* unique random keys are made; returned in out_keys */
+    KVBM_REGISTER_KEEP_DUPLICATES =
+        1,                       /* keep a duplicate's own block (registered, not matchable) instead of the primary */
+    KVBM_REGISTER_ANONYMOUS = 2, /* unique random keys are made; returned in out_keys */
 };
 
 typedef struct kvbm_register_args {
     size_t size;
     uint64_t count;
-    const kvbm_block *blocks;  /* mutable blocks of one group and tier, in chain order, no block twice */
-    const kvbm_key *keys;      /* sequence hashes; NULL: computed from the blocks' own tokens (KVBM_OPEN_TRACK_TOKENS), chained
-                                  from `parent`, or made up with KVBM_REGISTER_ANONYMOUS */
-    const kvbm_key *parent;    /* key before the first block; NULL: the chain starts here */
-    const void *salt;          /* for keys computed here; enters the first block only */
+    const kvbm_block *blocks; /* mutable blocks of one group and tier, in chain order, no block twice */
+    const kvbm_key *keys;     /* sequence hashes; NULL: computed from the blocks' own tokens (KVBM_OPEN_TRACK_TOKENS),
+                                 chained     from `parent`, or made up with KVBM_REGISTER_ANONYMOUS */
+    const kvbm_key *parent;   /* key before the first block; NULL: the chain starts here */
+    const void *salt;         /* for keys computed here; enters the first block only */
     size_t salt_bytes;
-    uint32_t flags;            /* enum kvbm_register_flags */
-    uint32_t priority;         /* 0 (evicted first) .. KVBM_PRIORITY_MAX */
-    uint64_t priority_ttl_ns;  /* 0: for ever; else priority falls to 0 that long after registration */
-    kvbm_block *out_blocks;    /* count handles that replace `blocks`; may be the same array */
-    kvbm_key *out_keys;        /* NULL, or count keys */
-    bool *out_duplicate;       /* NULL, or count flags: the key was resident already */
+    uint32_t flags;           /* enum kvbm_register_flags */
+    uint32_t priority;        /* 0 (evicted first) .. KVBM_PRIORITY_MAX */
+    uint64_t priority_ttl_ns; /* 0: for ever; else priority falls to 0 that long after registration */
+    kvbm_block *out_blocks;   /* count handles that replace `blocks`; may be the same array */
+    kvbm_key *out_keys;       /* NULL, or count keys */
+    bool *out_duplicate;      /* NULL, or count flags: the key was resident already */
 } kvbm_register_args;
 
 /* Publishes complete blocks under their keys. At submit the handles are validated and claimed: -KVBM_ESTALE,
- * -KVBM_EIMMUTABLE, -KVBM_EINCOMPLETE, -KVBM_EWRONGMANAGER, -KVBM_EDUPLICATE, -KVBM_ENOTOWNED leave all of them with the
- * caller. After acceptance it succeeds (unless shut down or cancelled first: then the blocks are the caller's, mutable
- * as before). Each input handle ends; each output handle is one lease on a registered block: the block itself, or, when
- * its key was resident in this tier already, the primary, and the duplicate goes back to the pool. */
+ * -KVBM_EIMMUTABLE, -KVBM_EINCOMPLETE, -KVBM_EWRONGMANAGER, -KVBM_EDUPLICATE, -KVBM_ENOTOWNED leave all of them with
+ * the caller. After acceptance it succeeds (unless shut down or cancelled first: then the blocks are the caller's,
+ * mutable as before). Each input handle ends; each output handle is one lease on a registered block: the block itself,
+ * or, when its key was resident in this tier already, the primary, and the duplicate goes back to the pool. */
 int kvbm_register_mt(kvbm_manager *manager, const kvbm_register_args *args, const kvbm_submit *submit, kvbm_op *op);
 
 typedef struct kvbm_match_args {
@@ -236,10 +256,11 @@ typedef struct kvbm_query_args {
 /* Where keys are, without leasing and without counting as use. completion.count: how many are resident anywhere. */
 int kvbm_query_mt(kvbm_manager *manager, const kvbm_query_args *args, const kvbm_submit *submit, kvbm_op *op);
 
-/* Asks for an operation to end early. 0: the request was made (the completion tells), or the operation had ended already.
- * Cannot fail for want of room. -EINVAL for an id that was never given out. */
+/* Asks for an operation to end early. 0: the request was made (the completion tells), or the operation had ended
+ * already. Cannot fail for want of room. -EINVAL for an id that was never given out. */
 int kvbm_cancel_mt(kvbm_manager *manager, kvbm_op op);
-/* Waits for an operation that was submitted with neither callback nor port. 0: *completion is filled and the id is gone.
+/* Waits for an operation that was submitted with neither callback nor port, at most timeout_ns (0: looks once;
+ * UINT64_MAX: no limit). One thread waits for an operation at a time. 0: *completion is filled and the id is gone.
  * -ETIMEDOUT, -EINTR: it is still in flight. -EINVAL: no such operation. -EDEADLK: called from a callback. */
 int kvbm_wait_mt(kvbm_manager *manager, kvbm_op op, uint64_t timeout_ns, kvbm_completion *completion);
 
@@ -253,8 +274,8 @@ int kvbm_release_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t co
 int kvbm_block_retain_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t count);
 /* enum kvbm_block_state, or -KVBM_ESTALE. */
 int kvbm_block_state_mt(kvbm_manager *manager, kvbm_block block);
-/* The holder of a mutable block only: appends tokens. -KVBM_ESTALE, -KVBM_EIMMUTABLE, -EOVERFLOW past the page (nothing is
- * appended), -ENOTSUP without KVBM_OPEN_TRACK_TOKENS. */
+/* The holder of a mutable block only: appends tokens. -KVBM_ESTALE, -KVBM_EIMMUTABLE, -EOVERFLOW past the page (nothing
+ * is appended), -ENOTSUP without KVBM_OPEN_TRACK_TOKENS. */
 int kvbm_block_append_tokens(kvbm_manager *manager, kvbm_block block, const uint32_t *tokens, uint32_t count);
 /* Replaces the tokens: as append, from empty. */
 int kvbm_block_set_tokens(kvbm_manager *manager, kvbm_block block, const uint32_t *tokens, uint32_t count);
@@ -272,11 +293,11 @@ uint64_t kvbm_block_slot(kvbm_block block);
 
 /* ----------------------------------------------------------------------------------------------------------- keys */
 
-/* Sequence hashes of consecutive full blocks. tokens: count * page_size values. salt: any bytes, enters the first key when
- * there is no parent. keys[i] = XXH3-128(keys[i-1] bytes || tokens of block i as little-endian 32-bit); the first one
- * replaces keys[-1] by *parent, or else by XXH3-128(salt) (sixteen zero bytes for an empty salt). Pure. */
-void kvbm_keys_compute_mt(const uint32_t *tokens, uint64_t count, uint32_t page_size, const void *salt, size_t salt_bytes,
-                          const kvbm_key *parent, kvbm_key *keys);
+/* Sequence hashes of consecutive full blocks. tokens: count * page_size values. salt: any bytes, enters the first key
+ * when there is no parent. keys[i] = XXH3-128(keys[i-1] bytes || tokens of block i as little-endian 32-bit); the first
+ * one replaces keys[-1] by *parent, or else by XXH3-128(salt) (sixteen zero bytes for an empty salt). Pure. */
+void kvbm_keys_compute_mt(const uint32_t *tokens, uint64_t count, uint32_t page_size, const void *salt,
+                          size_t salt_bytes, const kvbm_key *parent, kvbm_key *keys);
 /* A key for an engine's own hash: its XXH3-128. Pure. */
 void kvbm_key_from_bytes_mt(const void *bytes, size_t count, kvbm_key *key);
 
@@ -290,12 +311,12 @@ int kvbm_port_fd(const kvbm_port *port);
 /* Takes up to `capacity` completions; returns how many, 0 when there is none (the fd is then quiet until the next). One
  * consumer thread at a time. */
 int kvbm_port_drain(kvbm_port *port, kvbm_completion *completions, uint32_t capacity);
-/* One KVBM_OP_CREDIT completion (user as given) once operations can be submitted again after -EAGAIN. At most one request
- * a (manager, port) pair at a time: -EALREADY. */
+/* One KVBM_OP_CREDIT completion (user as given) once operations can be submitted again after -EAGAIN. At most one
+ * request a (manager, port) pair at a time: -EALREADY. */
 int kvbm_port_want_credit_mt(kvbm_port *port, kvbm_manager *manager, void *user);
-/* Closes. Completions that were not drained, and those of operations still in flight when they come, go to the `done` of
- * their submit, which owns what they brought and may free their arrays (undrained ones: from inside this call). Those
- * submitted without `done` are dropped: what they allocated, leased or registered is released. */
+/* Closes. Completions that were not drained, and those of operations still in flight when they come, go to the `done`
+ * of their submit, which owns what they brought and may free their arrays (undrained ones: from inside this call).
+ * Those submitted without `done` are dropped: what they allocated, leased or registered is released. */
 void kvbm_port_close(kvbm_port *port);
 
 /* ----------------------------------------------------------------------------------------------------- statistics */
@@ -306,25 +327,25 @@ typedef struct kvbm_latency {
 
 typedef struct kvbm_pool_stats {
     uint64_t capacity_blocks;
-    uint64_t free_blocks;      /* reset */
-    uint64_t cached_blocks;    /* registered, unleased: evictable */
-    uint64_t leased_blocks;    /* registered, leased */
-    uint64_t mutable_blocks;   /* held or in an operation */
-    uint64_t block_bytes;      /* payload */
+    uint64_t free_blocks;    /* reset */
+    uint64_t cached_blocks;  /* registered, unleased: evictable */
+    uint64_t leased_blocks;  /* registered, leased */
+    uint64_t mutable_blocks; /* held or in an operation */
+    uint64_t block_bytes;    /* payload */
     uint64_t allocated_count, released_count, registered_count, duplicate_count, evicted_count; /* blocks, ever */
-    uint64_t matched_count, missed_count;   /* keys asked for by match: leased / not */
-    uint64_t shortage_count;                /* allocations that failed or had to wait */
-    uint64_t waiting_count;                 /* allocations in line now */
+    uint64_t matched_count, missed_count; /* keys asked for by match: leased / not */
+    uint64_t shortage_count;              /* allocations that failed or had to wait */
+    uint64_t waiting_count;               /* allocations in line now */
 } kvbm_pool_stats;
 
 typedef struct kvbm_stats {
     size_t size;
     uint64_t operations_in_flight, operations_max;
     uint64_t accepted_count, completed_count, cancelled_count, timed_out_count, refused_count; /* operations, ever */
-    uint64_t turn_count, message_count, borrow_count, borrow_lost_count, wake_count; /* reactor */
+    uint64_t turn_count, message_count, borrow_count, borrow_lost_count, wake_count;           /* reactor */
     uint64_t queue_depth;
     uint64_t registry_entries;
-    uint64_t tracked_bytes;   /* memory of the bookkeeping, maps that are touched lazily counted whole */
+    uint64_t tracked_bytes; /* memory of the bookkeeping, maps that are touched lazily counted whole */
     uint64_t slab_bytes;
     kvbm_latency allocate, registering, match, query; /* submit to completion; operations answered at submit: 1 in 64 */
 } kvbm_stats;
