@@ -156,7 +156,7 @@ BENCH_UNUSED static void bench_manager_end(kvbm_manager *manager) {
     kvbm_manager_release_mt(manager);
 }
 
-/* An operation that is answered at submit, or else waited for. Returns its completion's count. */
+/* An operation that is answered at submit, or else waited for. Points into itself: not to be copied after init. */
 struct bench_call {
     kvbm_submit submit;
     kvbm_completion completion;

@@ -73,24 +73,24 @@ static void floor_init(struct floor *floor) {
     }
 }
 
-static struct subject subject_make(uint64_t registry_blocks, bool whole_cycle) {
-    struct subject subject = {.manager = bench_manager(registry_blocks + KEYS, 0), .whole_cycle = whole_cycle};
-    subject.range_count = registry_blocks / KEYS;
-    bench_fill(subject.manager, 0, subject.range_count * KEYS);
-    kvbm_key *keys = bench_alloc(subject.range_count * KEYS, sizeof(kvbm_key));
-    for (uint64_t i = 0; i < subject.range_count * KEYS; i++)
+static void subject_init(struct subject *subject, uint64_t registry_blocks, bool whole_cycle) {
+    *subject = (struct subject){.manager = bench_manager(registry_blocks + KEYS, 0), .whole_cycle = whole_cycle};
+    subject->range_count = registry_blocks / KEYS;
+    bench_fill(subject->manager, 0, subject->range_count * KEYS);
+    kvbm_key *keys = bench_alloc(subject->range_count * KEYS, sizeof(kvbm_key));
+    for (uint64_t i = 0; i < subject->range_count * KEYS; i++)
         keys[i] = bench_key(i);
-    subject.keys = keys;
-    subject.blocks = bench_alloc(KEYS, sizeof(kvbm_block));
-    bench_call_init(&subject.call);
-    return subject;
+    subject->keys = keys;
+    subject->blocks = bench_alloc(KEYS, sizeof(kvbm_block));
+    bench_call_init(&subject->call);
 }
 
 static void bench_matches(void) {
-    struct subject cached = subject_make(KEYS, false);
-    struct subject held = subject_make(KEYS, false);
-    struct subject cycle = subject_make(KEYS, true);
-    struct subject large = subject_make(1000000, false);
+    struct subject cached, held, cycle, large;
+    subject_init(&cached, KEYS, false);
+    subject_init(&held, KEYS, false);
+    subject_init(&cycle, KEYS, true);
+    subject_init(&large, 1000000, false);
     struct floor floor;
     floor_init(&floor);
     struct bench_call call;
