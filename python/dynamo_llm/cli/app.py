@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -44,6 +45,16 @@ class _Group(click.Group):
         sys.exit(code or 0)
 
 
+class _Finite(click.FloatRange):
+    """A range without "not a number", which compares with nothing and so passes every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return float(number)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(dynamo_llm.__version__, message="%(prog)s %(version)s")
 def cli() -> None:
@@ -55,18 +66,23 @@ def cli() -> None:
 @click.option(
     "--host-blocks",
     type=click.IntRange(1, 1 << 26),
+    metavar="N",
     help="Blocks of the host pool.  [default: all distinct"
     " blocks and those in flight, within 2 GiB and a quarter of the available memory]",
 )
 @click.option(
     "--page-size",
     type=click.IntRange(1, 1 << 16),
+    metavar="N",
     help="Tokens a block.  [default: the trace's block size; 16 for the built-in workload]",
 )
-@click.option("--num-layers", type=click.IntRange(1, 4096), default=2, show_default=True, help="Layers of a block.")
+@click.option(
+    "--num-layers", type=click.IntRange(1, 4096), metavar="N", default=2, show_default=True, help="Layers of a block."
+)
 @click.option(
     "--outer-dim",
     type=click.IntRange(1, 2),
+    metavar="N",
     default=2,
     show_default=True,
     help="2: keys and values; 1: one of them (MLA).",
@@ -74,28 +90,36 @@ def cli() -> None:
 @click.option(
     "--inner-dim",
     type=click.IntRange(1, 1 << 20),
+    metavar="N",
     help="Elements a token in each layer and outer index.  [default: what makes blocks of 32 KiB]",
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES, case_sensitive=False), default="fp16", show_default=True, help="Element type."
+    "--dtype",
+    type=click.Choice(DTYPES, case_sensitive=False),
+    metavar="TYPE",
+    default="fp16",
+    show_default=True,
+    help=f"Element type: {', '.join(DTYPES)}.",
 )
-@click.option("--policy", default="lru", show_default=True, help="Eviction policy.")
+@click.option("--policy", metavar="NAME", default="lru", show_default=True, help="Eviction policy.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1 << 16),
+    metavar="N",
     default=8,
     show_default=True,
     help="Requests in flight at once. With 1 they run strictly in order.",
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(0, 1e9, min_open=True),
+    type=_Finite(0, 1e9, min_open=True),
+    metavar="FACTOR",
     help="Replay the trace's own times this many times"
     " faster, and hold blocks as long as requests took.  [default: no pauses]",
 )
 @click.option(
     "--allocate-timeout",
-    type=click.FloatRange(0, 3600),
+    type=_Finite(0, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -108,7 +132,9 @@ def cli() -> None:
     metavar="N",
     help="Stop after N requests. The built-in workload makes as many.  [default: all; 2000 built in]",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the built-in workload.")
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", default=1, show_default=True, help="Of the built-in workload."
+)
 @click.option(
     "--trace-block",
     type=click.IntRange(1, 1 << 20),
@@ -128,7 +154,7 @@ def cli() -> None:
     help="Write what the terminal shows at the end as a picture.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else.")
-@click.option("--corrupt-block", type=click.IntRange(0), hidden=True)
+@click.option("--corrupt-block", type=click.IntRange(0), metavar="N", hidden=True)
 def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **options: Any) -> int:
     """Replay the requests of TRACE through a block manager, as an asyncio inference server would.
 
@@ -147,7 +173,6 @@ def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **option
       kvbm replay conversation.jsonl --concurrency 1 --no-bytes --json
       kvbm replay agentic/ --host-blocks 4096 --concurrency 32 --speed 100
 
-    \b
     Exit status: 0 all went well; 1 a wrong byte, more hits than can be, or a failed operation; 2 a bad option or trace;
     130 interrupted (what was done until then is summed up).
     """

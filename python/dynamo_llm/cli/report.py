@@ -103,7 +103,7 @@ def _cards(summary: dict[str, Any]) -> str:
     ceiling = percent(summary["ceiling_hit_rate"])
     cards = [
         ("hit rate", percent(summary["hit_rate"]), f"of an unbounded cache's {ceiling}"),
-        ("prefill saved", f"{summary['prefill_tokens_saved'] / 1e6:,.1f} M tokens", size(summary["saved_bytes"])),
+        ("prefill saved", f"{summary['prefill_tokens_saved'] / 1e6:,.1f} M", f"tokens; {size(summary['saved_bytes'])}"),
         ("allocate, p99", duration(summary["allocate_p99_ns"]), f"median {duration(summary['allocate_p50_ns'])}"),
         ("match, p99", duration(summary["match_p99_ns"]), f"median {duration(summary['match_p50_ns'])}"),
         ("failures", count(failures), f"{size(summary['verified_bytes'])} verified"),
@@ -129,11 +129,13 @@ def _latency_table(summary: dict[str, Any]) -> str:
 
 def _configuration(summary: dict[str, Any]) -> list[tuple[str, str]]:
     config = summary["config"]
-    shape = f"{config['num_layers']} x {config['outer_dim']} x {config['page_size']} x {config['inner_dim']}"
+    shape = (
+        f"{config['num_layers']} layers x {config['outer_dim']} x {config['page_size']} tokens x {config['inner_dim']}"
+    )
     rows = [
         ("workload", f"{config['workload']} ({config['kind']})"),
-        ("block", f"{shape} {config['dtype']}, {size(config['block_bytes'])}"),
-        ("(layers x outer x page x inner)", "with bytes" if config["bytes"] else "bookkeeping only"),
+        ("block", f"{size(config['block_bytes'])}: {shape} {config['dtype']}"),
+        ("bytes", "written and verified" if config["bytes"] else "none, bookkeeping only"),
         ("host blocks", count(config["host_blocks"])),
         ("policy", config["policy"]),
         ("concurrency", count(config["concurrency"])),
@@ -217,7 +219,8 @@ def _draw_hit_rate(result: Result) -> Figure:
     ax.plot(middle, windowed(hits), color=BLUE, lw=1.2, alpha=0.55, label="hit rate, windowed")
     ax.plot(times, np.cumsum(bound) / total, color=INK, lw=1.4, ls="--", label="ceiling")
     ax.plot(times, np.cumsum(hits) / total, color=BLUE, lw=2.2, label="hit rate")
-    ax.set_ylim(0, 1)
+    highest = float(max(windowed(bound).max(), (np.cumsum(bound) / total).max()))
+    ax.set_ylim(0, min(1.12, max(0.1, highest * 1.25)))
     ax.margins(x=0.01)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.legend(frameon=False, fontsize=9, ncols=4, loc="upper left")
@@ -233,7 +236,7 @@ def _draw_occupancy(result: Result) -> Figure:
         for name in ("leased", "mutable", "cached", "free")
     ]
     labels = ["leased", "being filled", "cached, evictable", "free"]
-    ax.stackplot(times, *rows, labels=labels, colors=[RED, ORANGE, BLUE, "#e4e7eb"], alpha=0.85, lw=0)
+    ax.stackplot(times, *rows, labels=labels, colors=[RED, ORANGE, BLUE, "#d5dbe1"], alpha=0.85, lw=0)
     ax.margins(x=0.01)
     ax.set_ylim(0, result.summary["config"]["host_blocks"])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

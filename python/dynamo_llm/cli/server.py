@@ -219,7 +219,7 @@ class Server:
         begin = perf_counter_ns()
         held.fresh = await self._pool.register_blocks(held.fresh, hashes=hashes, parent=parent)
         self.metrics.latency["register"].add(perf_counter_ns() - begin)
-        return sum(block.duplicate for block in held.fresh)
+        return sum(1 for block in held.fresh if block.duplicate)
 
     def _fill(self, codec: Codec, block: "Block", key: bytes) -> None:
         memory = block_memory(block)
