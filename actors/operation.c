@@ -77,24 +77,23 @@ void kvbm__operation_disown(struct kvbm_operation *op) {
         kvbm__blocks_release(m, ((struct kvbm_msg_match *)op)->blocks, op->count);
 }
 
-static void deliver_callback(struct kvbm_operation *op, kvbm_done_callback done, bool disowned) {
+static void deliver_callback(struct kvbm_operation *op, kvbm_done_callback done) {
     kvbm_completion completion;
     kvbm__operation_completion(op, &completion);
-    if (disowned) {
-        completion.status = -ECANCELED;
-        completion.count = 0;
-    }
     /* First the object, then the callback: it may submit the next operation. */
     kvbm__operation_give(op);
     done(completion.user, &completion);
 }
 
 void kvbm__operation_orphaned(struct kvbm_operation *op) {
+    /* `done` gets the result as it is, and owns what it brought: told of anything else it would take blocks that were
+     * registered meanwhile for its own. */
+    if (op->done != NULL) {
+        deliver_callback(op, op->done);
+        return;
+    }
     kvbm__operation_disown(op);
-    if (op->done != NULL)
-        deliver_callback(op, op->done, true);
-    else
-        kvbm__operation_give(op);
+    kvbm__operation_give(op);
 }
 
 static void deliver_port(struct kvbm_operation *op) {
@@ -152,7 +151,7 @@ static void operation_finish(struct kvbm_operation *op) {
     if (op->port != NULL)
         deliver_port(op);
     else if (op->done != NULL)
-        deliver_callback(op, op->done, false);
+        deliver_callback(op, op->done);
     else
         deliver_waiter(op);
     /* A lane that was full has moved on: see kvbm_port_want_credit_mt. */

@@ -67,9 +67,16 @@ close_mutable:
     return rc;
 }
 
+static void returned_late(void *arg, uint32_t slot) {
+    (void)arg, (void)slot;
+}
+
 void kvbm_slots_close(struct kvbm_slots *slots) {
     if (slots->slots == NULL)
         return;
+    /* Blocks that were released after the reactor had stopped: nobody waits for them. */
+    kvbm_retlane_drain(&slots->lease_returns, returned_late, NULL);
+    kvbm_retlane_drain(&slots->mutable_returns, returned_late, NULL);
     if (slots->tokens != NULL)
         slots->os->unmap(slots->os->ctx, slots->tokens, slots->tokens_bytes);
     slots->os->unmap(slots->os->ctx, slots->slots, slots->slots_bytes);
