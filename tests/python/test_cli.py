@@ -135,6 +135,16 @@ def test_a_wrong_byte_is_exit_status_1() -> None:
     )
 
 
+def test_a_failed_operation_is_one_line_and_exit_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise dynamo_llm.BlockManagerError("the pool is on fire")
+
+    monkeypatch.setattr("dynamo_llm.cli.server.Server._hold", fail)
+    result = invoke(*SMALL, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "kvbm: BlockManagerError: the pool is on fire"
+
+
 def test_the_report_is_one_page_without_a_network(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "report"
     result = invoke(*SMALL, "--report", directory)

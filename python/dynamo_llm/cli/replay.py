@@ -101,13 +101,17 @@ async def replay(trace: Path | None, options: ReplayOptions, console: Console) -
             bound.rate,
             0 if options.no_bytes else geometry.block_bytes,
         )
+        failure: BaseException | None = None
         try:
             with live:
                 async with ticking(live.period_s, live.tick):
-                    metrics = await server.run(live.restart)
+                    await server.run(live.restart)
         except* KvbmError as group:
-            first = _first(group)
-            raise ReplayError(f"{type(first).__name__}: {first}", usage=False) from group
+            failure = _first(group)
+        # Not raised in the clause above: what is raised there arrives in a group.
+        if failure is not None:
+            raise ReplayError(f"{type(failure).__name__}: {failure}", usage=False)
+    metrics = server.metrics
     config = _config(workload, options, geometry)
     ceiling_hits = sum(bound.hits[answered.index] for answered in metrics.answered)
     summary = summarise(metrics, ceiling_hits, config)
