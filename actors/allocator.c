@@ -297,6 +297,7 @@ static void on_evict_reply(struct kvbm_actor *self, struct kvbm_msg *msg) {
     free_publish_gauge(p);
     if (evict->free_version != p->free_version && !allocator->closing) {
         allocate_try(p, m); /* slots came back meanwhile */
+        line_serve(p);      /* and if they were enough, there may be some for those behind it */
         return;
     }
     p->free_version++; /* what was set aside is free again, for operations whose EVICT is in flight */
