@@ -88,6 +88,7 @@
     X(EXACT, D)             /* a result was compared with the exact model */                                           \
     X(EXACT_EVICTION, D)    /* ... and so was an order of eviction */                                                  \
     X(PRIORITY_EXPIRED, D)  /* ... with a priority that had run out */                                                 \
+    X(SHUTDOWN_ENDED, D)                                                                                                \
     X(R_POST, R)            /* from here on the runtime half: an application thread posted */                          \
     X(R_CALL, R)            /* ... called, and so perhaps borrowed */                                                  \
     X(R_BORROWED, R)        /* ... and did */                                                                          \
