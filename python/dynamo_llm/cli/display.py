@@ -6,9 +6,10 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from dynamo_llm.cli.ceiling import Ceiling
 from dynamo_llm.cli.metrics import PERCENTILES, Metrics
 
 LATENCIES = (
@@ -58,11 +59,13 @@ def speed(amount: float, seconds: float) -> str:
 class Live:
     """The progress of a replay on standard error: a line that changes on a terminal, else one every few seconds."""
 
-    def __init__(self, console: Console, metrics: Metrics, total: int, ceiling_rate: float, block_bytes: int) -> None:
+    def __init__(self, console: Console, metrics: Metrics, ceiling: Ceiling, block_bytes: int) -> None:
         self._console = console
         self._metrics = metrics
-        self._total = total
-        self._ceiling_rate = ceiling_rate
+        self._total = len(ceiling.hits)
+        self._ceiling = ceiling
+        self._ceiling_hits = 0
+        self._counted = 0
         self._block_bytes = block_bytes
         self._began = time.perf_counter()
         self._progress: Progress | None = None
@@ -75,13 +78,15 @@ class Live:
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
+            wide = self._console.width >= 110
+            line = Column(no_wrap=True, overflow="ellipsis")
+            remaining = (TextColumn("left"), TimeRemainingColumn()) if wide else ()
             self._progress = Progress(
-                BarColumn(24),
-                TextColumn("{task.completed:,}/{task.total:,}"),
-                TextColumn("{task.description}"),
+                BarColumn(24 if wide else 8),
+                TextColumn("{task.completed:,}/{task.total:,}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", table_column=line),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                *remaining,
                 console=self._console,
                 auto_refresh=False,
             )
@@ -108,12 +113,17 @@ class Live:
 
     def _line(self) -> str:
         metrics = self._metrics
-        parts = [f"hits {percent(metrics.hit_rate)} (ceiling {percent(self._ceiling_rate)})"]
+        # The ceiling of what was answered so far: that of the whole workload says little about its beginning.
+        fresh = metrics.answered[self._counted :]
+        self._counted += len(fresh)
+        self._ceiling_hits += sum(self._ceiling.hits[answered.index] for answered in fresh)
+        ceiling = self._ceiling_hits / max(metrics.prompt_blocks, 1)
+        parts = [f"hits {percent(metrics.hit_rate)} of {percent(ceiling)}"]
         seconds = time.perf_counter() - self._began
         if self._block_bytes:
             moved = metrics.written_blocks * self._block_bytes + metrics.verified_bytes
             parts.append(speed(moved, seconds))
-        parts.append(f"{metrics.requests / max(seconds, 1e-9):,.0f} requests/s")
+        parts.append(f"{metrics.requests / max(seconds, 1e-9):,.0f} req/s")
         failures = f"{metrics.verify_failures:,} failures"
         if metrics.verify_failures and self._progress is not None:
             failures = f"[bold red]{failures}[/]"

@@ -97,8 +97,7 @@ async def replay(trace: Path | None, options: ReplayOptions, console: Console) -
         live = Live(
             console,
             server.metrics,
-            len(workload.requests),
-            bound.rate,
+            bound,
             0 if options.no_bytes else geometry.block_bytes,
         )
         failure: BaseException | None = None
