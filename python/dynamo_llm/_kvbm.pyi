@@ -91,6 +91,9 @@ class SequenceHashes(Sequence[bytes]):
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 
+def flush_logs() -> None:
+    """Emits log records of native threads to the logger "dynamo_llm" now."""
+
 def hash_tokens(
     tokens: Sequence[int] | Buffer,
     page_size: int,
@@ -128,11 +131,16 @@ class Layer:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+    def copy_from(self, source: Any, /) -> None:
+        """Copies a tensor in: any DLPack producer on the CPU of the same shape and dtype, any strides."""
 
 @final
 class Block:
     """One KV block. Dropping the last reference (tensors included) gives it back to its pool."""
 
+    def __eq__(self, other: object) -> bool:
+        """True for another object of the same block of the same manager."""
+    def __hash__(self) -> int: ...
     def __len__(self) -> int:
         """Number of layers."""
     def __getitem__(self, index: int) -> Layer: ...
@@ -177,6 +185,8 @@ class Block:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+    def copy_from(self, source: Any, /) -> None:
+        """Copies a tensor in: any DLPack producer on the CPU of the same shape and dtype, any strides."""
 
 @final
 class BlockList(Sequence[Block]):
@@ -252,7 +262,7 @@ class BlockManager:
         num_layers: int,
         page_size: int,
         inner_dim: int,
-        dtype: DType = ...,
+        dtype: DType | None = None,
         device_id: int = 0,
         *,
         outer_dim: int = 2,
@@ -329,7 +339,7 @@ class AsyncBlockManager:
         num_layers: int,
         page_size: int,
         inner_dim: int,
-        dtype: DType = ...,
+        dtype: DType | None = None,
         device_id: int = 0,
         *,
         outer_dim: int = 2,
