@@ -3,7 +3,7 @@
  *
  * A fresh list is "bulk": it owns n handles in one array (inside the object up to 8), makes no other objects, and gives
  * all of them back with one call when it is dropped. The first index, slice or registration spreads it: each handle
- * moves into a holder (core_internal.h), and Block objects are made as they are asked for and kept, so that the same
+ * moves into a holder (shared_internal.h), and Block objects are made as they are asked for and kept, so that the same
  * index gives the same object. Slices and sums share the holders. A list refers to Blocks, which refer to nothing: no
  * cycles, so no GC.
  */

@@ -5,8 +5,8 @@
  * Nothing else owns a bridge: the module's list is of borrowed pointers that bridges take themselves out of. So a loop
  * that is closed drops its readers, hence its bridge; a loop that is only forgotten is a cycle that the garbage
  * collector sees. Either way the bridge shuts: it cancels what is in flight, abandons the Python side of it, and closes
- * the port, from when on completions go to the orphan callback of core.c. The bridge holds a reference to its loop, so
- * another loop can never be taken for it, not even at the same address.
+ * the port, from when on completions go to the orphan callback of shared.c. The bridge holds a reference to its loop,
+ * so another loop can never be taken for it, not even at the same address.
  *
  * The fd becomes readable at most once between two drains; the loop then calls the bridge, which drains in batches. The
  * port is used by the loop's own thread only, as asyncio objects are.

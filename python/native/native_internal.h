@@ -14,7 +14,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "python/native/core_internal.h"
+#include "python/native/shared_internal.h"
 
 #if !defined(Py_LIMITED_API) || Py_LIMITED_API + 0 != 0x030B0000
 #error "the extension is built for the limited API of CPython 3.11"

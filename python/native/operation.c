@@ -3,7 +3,7 @@
  *
  * It is submitted at the first send. What the borrowed reactor answers at once is returned at once: no future, no turn
  * of the loop. Otherwise one future of the running loop is yielded, and the loop's bridge (loop.c) completes it. The
- * request (core.c) then belongs to the flight, and comes back here with its completion.
+ * request (shared.c) then belongs to the flight, and comes back here with its completion.
  *
  * A task that is cancelled throws into the operation: it cancels natively, forgets its request and raises. The request
  * completes later and is disposed of by whoever gets it, the bridge or the orphan callback; so its blocks come back

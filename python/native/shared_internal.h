@@ -1,8 +1,8 @@
 /*
- * core_internal.h - the half of the extension that knows nothing of Python: what may be touched without the GIL.
+ * shared_internal.h - the half of the extension that knows nothing of Python: what may be touched without the GIL.
  *
  * Native threads (reactors that orphan a completion, foreign threads that drop a tensor) meet Python's objects only
- * here, in four reference-counted structs. Nothing in this header or core.c calls the interpreter.
+ * here, in four reference-counted structs. Nothing in this header or shared.c calls the interpreter.
  *
  *   core     one open manager. Referenced by manager objects, lists, chunks and requests; the last reference frees the
  *            manager's memory.
@@ -20,8 +20,8 @@
  *   BUSY     -> HELD      the operation failed                    -> CONSUMED  the operation took the handle
  *   BUSY     -> BUSY_RELEASE  release() while claimed: settled with the operation
  */
-#ifndef KVBM_PYTHON_CORE_INTERNAL_H
-#define KVBM_PYTHON_CORE_INTERNAL_H
+#ifndef KVBM_PYTHON_SHARED_INTERNAL_H
+#define KVBM_PYTHON_SHARED_INTERNAL_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
