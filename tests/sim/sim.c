@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define HEAP_MAP_BYTES_MAX (256u << 10) /* larger maps are real ones, touched lazily */
-#define FD_BASE 1000
+#define FD_BASE            1000
 
 static struct sim *running; /* for the signal handler; set by the one thread that runs simulations */
 
@@ -31,7 +31,9 @@ uint64_t sim_mix(uint64_t value) {
     return value ^ (value >> 31);
 }
 
-static inline uint64_t rotate(uint64_t value, unsigned bits) { return (value << bits) | (value >> (64 - bits)); }
+static inline uint64_t rotate(uint64_t value, unsigned bits) {
+    return (value << bits) | (value >> (64 - bits));
+}
 
 uint64_t sim_random(struct sim *sim) {
     /* xoshiro256**, David Blackman and Sebastiano Vigna. */
@@ -62,7 +64,9 @@ static const unsigned char event_halves[SIM_EVENT_COUNT] = {
 #undef X
 };
 
-const char *sim_event_name(uint32_t kind) { return kind < SIM_EVENT_COUNT ? event_names[kind] : "?"; }
+const char *sim_event_name(uint32_t kind) {
+    return kind < SIM_EVENT_COUNT ? event_names[kind] : "?";
+}
 
 void sim_event(struct sim *sim, uint32_t kind, uint64_t a, uint64_t b) {
     sim->counts->events[kind]++;
@@ -206,11 +210,17 @@ void sim_fail(struct sim *sim, const char *format, ...) {
 
 /* ------------------------------------------------------------------------------------------------ virtual functions */
 
-static uint64_t os_now_ns(void *ctx) { return ((struct sim *)ctx)->now_ns; }
+static uint64_t os_now_ns(void *ctx) {
+    return ((struct sim *)ctx)->now_ns;
+}
 
-static uint64_t os_wall_ns(void *ctx) { return UINT64_C(1700000000000000000) + ((struct sim *)ctx)->now_ns; }
+static uint64_t os_wall_ns(void *ctx) {
+    return UINT64_C(1700000000000000000) + ((struct sim *)ctx)->now_ns;
+}
 
-static uint64_t os_random_u64(void *ctx) { return sim_random(ctx); }
+static uint64_t os_random_u64(void *ctx) {
+    return sim_random(ctx);
+}
 
 static int os_thread_start(void *ctx, struct kvbm_thread *thread, void (*run)(void *), void *arg, const char *name) {
     (void)thread, (void)run, (void)arg;
@@ -230,7 +240,9 @@ static int os_wait_u32(void *ctx, _Atomic uint32_t *word, uint32_t expected, uin
     return sim->wait(sim, word, expected, deadline_ns);
 }
 
-static void os_wake_u32(void *ctx, _Atomic uint32_t *word, bool all) { (void)ctx, (void)word, (void)all; }
+static void os_wake_u32(void *ctx, _Atomic uint32_t *word, bool all) {
+    (void)ctx, (void)word, (void)all;
+}
 
 static int os_event_open(void *ctx) {
     struct sim *sim = ctx;
@@ -244,16 +256,23 @@ static int os_event_open(void *ctx) {
 }
 
 static struct sim_fd *fd_of(struct sim *sim, int fd) {
-    SIM_CHECK(sim, fd >= FD_BASE && fd < FD_BASE + SIM_FD_COUNT && sim->fds[fd - FD_BASE].open,
-              "event %d is not open", fd);
+    SIM_CHECK(sim, fd >= FD_BASE && fd < FD_BASE + SIM_FD_COUNT && sim->fds[fd - FD_BASE].open, "event %d is not open",
+              fd);
     return &sim->fds[fd - FD_BASE];
 }
 
-static void os_event_signal(void *ctx, int fd) { fd_of(ctx, fd)->signalled++; }
+static void os_event_signal(void *ctx, int fd) {
+    sim_event(ctx, SIM_PORT_SIGNAL, (uint64_t)(fd - FD_BASE), 0);
+    fd_of(ctx, fd)->signalled++;
+}
 
-static void os_event_clear(void *ctx, int fd) { fd_of(ctx, fd)->signalled = 0; }
+static void os_event_clear(void *ctx, int fd) {
+    fd_of(ctx, fd)->signalled = 0;
+}
 
-static void os_event_close(void *ctx, int fd) { fd_of(ctx, fd)->open = false; }
+static void os_event_close(void *ctx, int fd) {
+    fd_of(ctx, fd)->open = false;
+}
 
 static int os_map(void *ctx, size_t size, unsigned flags, void **address, unsigned *got) {
     struct sim *sim = ctx;
@@ -290,7 +309,8 @@ static void os_unmap(void *ctx, void *address, size_t size) {
     for (uint32_t i = 0; i < sim->map_count; i++) {
         if (sim->maps[i].address != address)
             continue;
-        SIM_CHECK(sim, sim->maps[i].bytes == size, "a map of %zu bytes was given back as %zu", sim->maps[i].bytes, size);
+        SIM_CHECK(sim, sim->maps[i].bytes == size, "a map of %zu bytes was given back as %zu", sim->maps[i].bytes,
+                  size);
         map_free(&sim->maps[i]);
         sim->maps[i] = sim->maps[--sim->map_count];
         return;

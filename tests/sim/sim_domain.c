@@ -1,6 +1,6 @@
 /*
- * sim_domain.c - one run of the simulated manager: draws its options, opens it, plays the reactor's thread, chooses what
- * happens next, looks at the balances, and ends it.
+ * sim_domain.c - one run of the simulated manager: draws its options, opens it, plays the reactor's thread, chooses
+ * what happens next, looks at the balances, and ends it.
  *
  * Swarm testing (Groce et al.): each run draws its own weights, some of them zero, so that runs differ in kind and not
  * only in order.
@@ -25,9 +25,9 @@ static struct domain world; /* too large for a stack; one run at a time */
 
 static void draw_weights(struct domain *d) {
     static const uint32_t most[ACT_COUNT] = {
-        [ACT_ALLOCATE] = 40, [ACT_REGISTER] = 40, [ACT_MATCH] = 40, [ACT_QUERY] = 12, [ACT_RELEASE] = 50,
-        [ACT_RETAIN] = 8,    [ACT_TOKENS] = 20,   [ACT_CANCEL] = 10, [ACT_WAIT] = 30, [ACT_DRAIN] = 40,
-        [ACT_PORT] = 4,      [ACT_CREDIT] = 4,    [ACT_STALE] = 3,   [ACT_BAD] = 4,   [ACT_LOOK] = 6,
+        [ACT_ALLOCATE] = 40, [ACT_REGISTER] = 40, [ACT_MATCH] = 40,  [ACT_QUERY] = 12, [ACT_RELEASE] = 50,
+        [ACT_RETAIN] = 8,    [ACT_TOKENS] = 20,   [ACT_CANCEL] = 10, [ACT_WAIT] = 30,  [ACT_DRAIN] = 40,
+        [ACT_PORT] = 4,      [ACT_CREDIT] = 4,    [ACT_STALE] = 3,   [ACT_BAD] = 4,    [ACT_LOOK] = 6,
     };
     struct sim *sim = &d->sim;
     d->weight_sum = 0;
@@ -123,9 +123,9 @@ static void keys_make(struct domain *d, uint32_t page_size) {
 
 static void on_wake(void *ctx) {
     struct domain *d = ctx;
-    sim_event(&d->sim, SIM_WAKE_ASKED, d->wake_asked, 0);
-    if (!d->wake_asked)
-        d->wake_not_before = d->sim.step + (sim_chance(&d->sim, d->late_permille) ? sim_below(&d->sim, 100) : 0);
+    sim_event(&d->sim, SIM_WAKE_ASKED, 0, 0);
+    SIM_CHECK(&d->sim, !d->wake_asked, "the reactor is woken twice in one sleep");
+    d->wake_not_before = d->sim.step + (sim_chance(&d->sim, d->late_permille) ? sim_below(&d->sim, 100) : 0);
     d->wake_asked = true;
 }
 
@@ -325,10 +325,11 @@ static void check_gauges(struct domain *d) {
         SIM_CHECK(sim, s.waiting_count == waiting[i], "group %u: %llu wait, not %u", i,
                   (unsigned long long)s.waiting_count, waiting[i]);
         SIM_CHECK(sim,
-                  s.mutable_blocks == mutable_count && s.leased_blocks == leased_count && s.capacity_blocks == g->capacity &&
+                  s.mutable_blocks == mutable_count && s.leased_blocks == leased_count &&
+                      s.capacity_blocks == g->capacity &&
                       s.free_blocks + s.cached_blocks + mutable_count + leased_count == g->capacity,
-                  "group %u of %u blocks: %llu free, %llu cached, %llu leased (held: %llu), %llu mutable (held: %llu)", i,
-                  g->capacity, (unsigned long long)s.free_blocks, (unsigned long long)s.cached_blocks,
+                  "group %u of %u blocks: %llu free, %llu cached, %llu leased (held: %llu), %llu mutable (held: %llu)",
+                  i, g->capacity, (unsigned long long)s.free_blocks, (unsigned long long)s.cached_blocks,
                   (unsigned long long)s.leased_blocks, (unsigned long long)leased_count,
                   (unsigned long long)s.mutable_blocks, (unsigned long long)mutable_count);
     }
@@ -362,7 +363,8 @@ static void check_quiet(struct domain *d) {
     d->busy = false;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- steps */
+/* ------------------------------------------------------------------------------------------------------------- steps
+ */
 
 static void clock_step(struct domain *d) {
     struct sim *sim = &d->sim;
@@ -387,7 +389,8 @@ static void step(struct domain *d) {
         domain_run_dry(d);
         for (uint32_t i = 0; i < d->group_count && !d->finished; i++) {
             int64_t available = kvbm_pool_available_mt(d->manager, i, KVBM_TIER_HOST);
-            SIM_CHECK(sim, available >= 0 || available == -EAGAIN || d->closing, "available: %lld", (long long)available);
+            SIM_CHECK(sim, available >= 0 || available == -EAGAIN || d->closing, "available: %lld",
+                      (long long)available);
         }
         domain_run_dry(d);
     }
@@ -398,7 +401,8 @@ static void step(struct domain *d) {
         check_quiet(d);
 }
 
-/* -------------------------------------------------------------------------------------------------------- the orderly end */
+/* -------------------------------------------------------------------------------------------------------- the orderly
+ * end */
 
 /* Everything is released and told, until nothing is in flight but what nobody will be told of. */
 static void put_in_order(struct domain *d) {

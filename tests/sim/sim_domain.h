@@ -6,10 +6,10 @@
  *   sim_client.c   everything else a client does: releases, tokens, stale handles, bad arguments, ports
  *   sim_exact.c    a naive cache that predicts results to the block, for runs that do one thing at a time
  *
- * The model keeps, for each slot of each pool, who holds it as far as completions have told; for each key, how often its
- * registration was accepted and which slot is known to hold it. Results that are under way (in a lane, in a port) make
- * the model a lower bound of what is held, and each check says only what follows from that. Where nothing is under way,
- * the gauges of the manager must equal the model exactly.
+ * The model keeps, for each slot of each pool, who holds it as far as completions have told; for each key, how often
+ * its registration was accepted and which slot is known to hold it. Results that are under way (in a lane, in a port)
+ * make the model a lower bound of what is held, and each check says only what follows from that. Where nothing is under
+ * way, the gauges of the manager must equal the model exactly.
  */
 #ifndef KVBM_TESTS_SIM_SIM_DOMAIN_H
 #define KVBM_TESTS_SIM_SIM_DOMAIN_H
@@ -116,7 +116,7 @@ struct domain_op {
     bool out_duplicate[DOMAIN_BATCH];
     uint8_t tiers[DOMAIN_BATCH];
     uint16_t key_ids[DOMAIN_BATCH];
-    bool lost[DOMAIN_BATCH]; /* the block was seen handed to somebody else: it was a duplicate */
+    bool lost[DOMAIN_BATCH];           /* the block was seen handed to somebody else: it was a duplicate */
     uint32_t must_drops[DOMAIN_BATCH]; /* UINT32_MAX: was not known to be held when submitted */
 };
 

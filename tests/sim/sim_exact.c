@@ -43,7 +43,10 @@ static uint16_t victim(const struct domain *d, const struct domain_group *g, con
         if (gone[i] || !cached(&g->slots[i]))
             continue;
         uint64_t age, own = rank(d, &g->slots[i], &age);
-        if (best == NO_SLOT || own < best_rank || (own == best_rank && age < best_age)) {
+        bool before = own != best_rank  ? own < best_rank
+                      : age != best_age ? age < best_age
+                                        : best != NO_SLOT && g->slots[i].cached_at < g->slots[best].cached_at;
+        if (best == NO_SLOT || before) {
             best = i;
             best_rank = own;
             best_age = age;

@@ -46,8 +46,8 @@ static uint64_t number(const char *text) {
     return value;
 }
 
-/* Seeds [first, first + count), or until `until_ns`. False at the first that fails: it was left in the middle of a turn,
- * so nothing that comes after it in this process would mean anything. */
+/* Seeds [first, first + count), or until `until_ns`. False at the first that fails: it was left in the middle of a
+ * turn, so nothing that comes after it in this process would mean anything. */
 static bool run_seeds(uint64_t first, uint64_t count, uint64_t until_ns, const struct sim_options *options) {
     for (uint64_t i = 0; i < count; i++) {
         if (until_ns != 0 && now_ns(CLOCK_MONOTONIC) >= until_ns)
@@ -82,11 +82,12 @@ static void print_summary(double seconds) {
     const uint64_t *e = counts.events;
     printf("\nsim: %llu seeds, %llu failed, %llu steps in %.1f s (%.2f million/s), %llu operations, %llu completions, "
            "%llu evictions, %llu timeouts, %llu cancelled, %llu closes (%llu in mid-flight)\n",
-           (unsigned long long)counts.seeds, (unsigned long long)counts.failed, (unsigned long long)counts.steps, seconds,
-           (double)counts.steps / seconds / 1e6,
+           (unsigned long long)counts.seeds, (unsigned long long)counts.failed, (unsigned long long)counts.steps,
+           seconds, (double)counts.steps / seconds / 1e6,
            (unsigned long long)(e[SIM_ALLOCATE] + e[SIM_REGISTER] + e[SIM_MATCH] + e[SIM_QUERY]),
            (unsigned long long)e[SIM_DONE], (unsigned long long)e[SIM_EVICTED], (unsigned long long)e[SIM_TIMED_OUT],
-           (unsigned long long)e[SIM_CANCELLED], (unsigned long long)e[SIM_CLOSE], (unsigned long long)e[SIM_CLOSE_BUSY]);
+           (unsigned long long)e[SIM_CANCELLED], (unsigned long long)e[SIM_CLOSE],
+           (unsigned long long)e[SIM_CLOSE_BUSY]);
 }
 
 static int explore(void) {
@@ -113,7 +114,7 @@ static bool guard(void) {
 int main(int argc, char **argv) {
     enum { OPT_SEED = 1, OPT_SEEDS, OPT_FIRST, OPT_SECONDS, OPT_STEPS, OPT_TRACE, OPT_EXPLORE, OPT_HELP };
     static const struct option longs[] = {
-        {"seed", 1, NULL, OPT_SEED},   {"seeds", 1, NULL, OPT_SEEDS}, {"first", 1, NULL, OPT_FIRST},
+        {"seed", 1, NULL, OPT_SEED},       {"seeds", 1, NULL, OPT_SEEDS}, {"first", 1, NULL, OPT_FIRST},
         {"seconds", 1, NULL, OPT_SECONDS}, {"steps", 1, NULL, OPT_STEPS}, {"trace", 0, NULL, OPT_TRACE},
         {"explore", 0, NULL, OPT_EXPLORE}, {"help", 0, NULL, OPT_HELP},   {NULL, 0, NULL, 0},
     };

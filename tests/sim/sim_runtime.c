@@ -159,8 +159,8 @@ static void send(struct runtime *t, struct test_actor *self, struct work *work, 
     if (!self->credit_out[to]) {
         self->credit_out[to] = true;
         sim_event(&t->sim, SIM_R_CREDIT_WANTED, self->number, to);
-        self->credit[to] = (struct kvbm_msg){.kind = KIND_CREDIT, .reply_to = &self->actor, .user = to,
-                                             .deadline_slot = KVBM_DEADLINE_NONE};
+        self->credit[to] = (struct kvbm_msg){
+            .kind = KIND_CREDIT, .reply_to = &self->actor, .user = to, .deadline_slot = KVBM_DEADLINE_NONE};
         kvbm_actor_want_credit(&self->actor, &target->actor, &self->credit[to]);
     }
 }
@@ -321,7 +321,8 @@ static void on_deadline(struct kvbm_actor *actor, struct kvbm_msg *msg) {
 static void on_returned(void *arg, uint32_t index) {
     struct virtual_reactor *v = arg;
     struct runtime *t = v->runtime;
-    SIM_CHECK(&t->sim, index < t->message_count && t->lane_queued[v->number][index], "number %u was not returned", index);
+    SIM_CHECK(&t->sim, index < t->message_count && t->lane_queued[v->number][index], "number %u was not returned",
+              index);
     t->lane_queued[v->number][index] = false;
     struct work *work = t->objects[index];
     if (work == NULL || (work->place != PLACE_DEADLINE && work->place != PLACE_RETURNS))
@@ -412,9 +413,9 @@ static void reactor_park(struct virtual_reactor *v) {
 static void on_wake(void *ctx) {
     struct virtual_reactor *v = ctx;
     struct runtime *t = v->runtime;
-    sim_event(&t->sim, SIM_R_WAKE_ASKED, v->number, v->wake_asked);
-    if (!v->wake_asked)
-        v->wake_not_before = t->sim.step + (sim_chance(&t->sim, t->late_permille) ? sim_below(&t->sim, 60) : 0);
+    sim_event(&t->sim, SIM_R_WAKE_ASKED, v->number, 0);
+    SIM_CHECK(&t->sim, !v->wake_asked, "reactor %u is woken twice in one sleep", v->number);
+    v->wake_not_before = t->sim.step + (sim_chance(&t->sim, t->late_permille) ? sim_below(&t->sim, 60) : 0);
     v->wake_asked = true;
     /* The thread can be faster than whoever wakes it: it takes, runs and parks before this returns. */
     if (t->depth < 2 && !t->sim.on_other && v->parked && atomic_load(&v->r.state) == KVBM_REACTOR_PARKED &&
@@ -430,10 +431,6 @@ static void on_wake(void *ctx) {
 static void drive(struct runtime *t, struct virtual_reactor *v) {
     struct sim *sim = &t->sim;
     if (!v->parked) {
-        if (v->wake_asked && sim_chance(sim, 100)) { /* a wake-up that comes when the thread is awake already */
-            sim_event(sim, SIM_R_WAKE_REDUNDANT, v->number, 0);
-            v->wake_asked = false;
-        }
         if (sim_chance(sim, t->park_permille))
             reactor_park(v);
         else
@@ -452,8 +449,8 @@ static void check(struct runtime *t) {
     for (uint32_t i = 0; i < t->reactor_count; i++) {
         struct virtual_reactor *v = &t->reactors[i];
         uint32_t state = atomic_load(&v->r.state);
-        SIM_CHECK(sim, state == (v->parked ? KVBM_REACTOR_PARKED : KVBM_REACTOR_RUNNING), "reactor %u is in state %u", i,
-                  state);
+        SIM_CHECK(sim, state == (v->parked ? KVBM_REACTOR_PARKED : KVBM_REACTOR_RUNNING), "reactor %u is in state %u",
+                  i, state);
         if (!v->parked || v->wake_asked)
             continue;
         bool returns = atomic_load(&v->r.returns_wanted) != 0 && !kvbm_retlane_empty_mt(&v->lane);
@@ -528,8 +525,11 @@ static void open_all(struct runtime *t) {
     for (uint32_t i = 0; i < t->actor_count; i++) {
         struct test_actor *a = &t->actors[i];
         *a = (struct test_actor){.runtime = t, .number = i};
-        a->actor = (struct kvbm_actor){.name = "test", .on_request = requests, .on_reply = replies,
-                                       .kind_count = KIND_COUNT, .on_deadline = on_deadline};
+        a->actor = (struct kvbm_actor){.name = "test",
+                                       .on_request = requests,
+                                       .on_reply = replies,
+                                       .kind_count = KIND_COUNT,
+                                       .on_deadline = on_deadline};
         a->reactor = (uint32_t)sim_below(sim, t->reactor_count);
         kvbm_reactor_actor_add(&t->reactors[a->reactor].r, &a->actor);
     }

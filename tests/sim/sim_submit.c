@@ -385,6 +385,16 @@ static void register_fill(struct domain *d, struct domain_op *op, kvbm_register_
     args->out_duplicate = op->out_duplicate;
 }
 
+/* It stands in the lane of a reactor that has an owner, who has not turned since: its blocks are nobody's to release.
+ */
+static void release_claimed(struct domain *d, const struct domain_op *op) {
+    if (!op->used || !op->accepted || d->parked || d->callback_depth != 0 || d->sim.on_other)
+        return;
+    int rc = kvbm_release_mt(d->manager, op->blocks, 1);
+    SIM_CHECK(&d->sim, rc == -KVBM_ENOTOWNED, "release of a block inside an operation: %d", rc);
+    sim_event(&d->sim, SIM_RELEASE_CLAIMED, op->count, 0);
+}
+
 void domain_register(struct domain *d) {
     struct domain_op *op = op_new(d, KVBM_OP_REGISTER);
     if (op == NULL)
@@ -402,8 +412,11 @@ void domain_register(struct domain *d) {
     submit_fill(d, op, &submit);
     int rc = kvbm_register_mt(d->manager, &args, &submit, &id);
     if ((rc == 0 || rc == 1) && args.keys == NULL)
-        sim_event(&d->sim, (op->args_flags & KVBM_REGISTER_ANONYMOUS) != 0 ? SIM_ANONYMOUS : SIM_COMPUTED, op->count, 0);
+        sim_event(&d->sim, (op->args_flags & KVBM_REGISTER_ANONYMOUS) != 0 ? SIM_ANONYMOUS : SIM_COMPUTED, op->count,
+                  0);
     submitted(d, op, rc, id);
+    if (rc == 0 && sim_chance(&d->sim, 50))
+        release_claimed(d, op);
 }
 
 /* ------------------------------------------------------------------------------------------------------ completion */
@@ -447,7 +460,10 @@ static uint16_t next_node(struct domain *d, uint16_t node) {
             if (d->keys[i].parent == node)
                 return i;
     }
-    return (uint16_t)sim_below(&d->sim, d->node_count);
+    uint16_t start = (uint16_t)sim_below(&d->sim, d->node_count);
+    while (d->keys[start].parent != NO_KEY && sim_chance(&d->sim, 700)) /* prompts begin at their beginning */
+        start = d->keys[start].parent;
+    return start;
 }
 
 /* The slot was handed out while the model has it inside a registration: that was done, found a duplicate and gave the
@@ -621,8 +637,7 @@ static void queried(struct domain *d, struct domain_op *op, const kvbm_completio
                       "resident, and never registered");
         else
             SIM_CHECK(sim,
-                      op->must_drops[i] == UINT32_MAX || !domain_key_held(g, key) ||
-                          g->drops[key] != op->must_drops[i],
+                      op->must_drops[i] == UINT32_MAX || !domain_key_held(g, key) || g->drops[key] != op->must_drops[i],
                       "a held key is not resident");
     }
     SIM_CHECK(sim, c->count == resident, "query counts %llu of %llu", (unsigned long long)c->count,

@@ -48,7 +48,8 @@ struct search {
     struct wake_result result;
 };
 
-/* ------------------------------------------------------------------------------------------------- memory of a thread */
+/* ------------------------------------------------------------------------------------------------- memory of a thread
+ */
 
 static uint8_t load(const struct world *w, int self, int word) {
     const struct thread *t = &w->threads[self];
@@ -68,7 +69,9 @@ static bool store(struct world *w, int self, int word, uint8_t value) {
 }
 
 /* A fence, and an atomic exchange, wait until the thread's stores have reached memory. */
-static bool fenced(const struct world *w, int self) { return w->threads[self].buffered == 0; }
+static bool fenced(const struct world *w, int self) {
+    return w->threads[self].buffered == 0;
+}
 
 static void flush_one(struct world *w, int self) {
     struct thread *t = &w->threads[self];

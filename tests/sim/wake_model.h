@@ -1,11 +1,11 @@
 /*
  * wake_model.h - an exhaustive explorer of the wake and borrow protocol of runtime/reactor.h.
  *
- * The protocol is written down once more at the level of its atomic steps, for two producers, a thread that returns ids,
- * a borrower, the reactor's own thread and one spurious wake-up; every thread has a store buffer (total store order: the
- * weakest that x86 shows, and what a full fence is there to empty), whose entries reach memory at any later time. The
- * explorer visits every reachable state. A variant leaves out one step that the protocol rests on; each must be caught.
- * Thread: any, one exploration at a time.
+ * The protocol is written down once more at the level of its atomic steps, for two producers, a thread that returns
+ * ids, a borrower, the reactor's own thread and one spurious wake-up; every thread has a store buffer (total store
+ * order: the weakest that x86 shows, and what a full fence is there to empty), whose entries reach memory at any later
+ * time. The explorer visits every reachable state. A variant leaves out one step that the protocol rests on; each must
+ * be caught. Thread: any, one exploration at a time.
  */
 #ifndef KVBM_TESTS_SIM_WAKE_MODEL_H
 #define KVBM_TESTS_SIM_WAKE_MODEL_H
@@ -24,7 +24,7 @@
     X(NO_RETURN_RECHECK, "the borrower hands back without looking at the lanes again")                                 \
     X(WANTED_FORGOTTEN, "a borrower's return does not wake a thread that wants the reactor")                           \
     X(NO_TIMER_WAKE, "a borrower that armed an earlier deadline does not wake the thread")                             \
-    X(RETURNS_NOT_DRAINED, "an actor that starts to wait for returns neither drains once more nor is looked after")                        \
+    X(RETURNS_NOT_DRAINED, "an actor that starts to wait for returns neither drains once more nor is looked after")    \
     X(NO_RETURNS_FENCE, "who pushes a return does not fence before testing whether it is wanted")                      \
     X(BORROW_WITHOUT_EXCHANGE, "the borrower tests for PARKED and then stores BORROWED")
 
@@ -36,9 +36,9 @@ enum wake_variant {
 };
 
 struct wake_result {
-    uint64_t states;      /* distinct states visited */
+    uint64_t states; /* distinct states visited */
     uint64_t transitions;
-    uint64_t endings;     /* states in which nothing more can happen */
+    uint64_t endings;      /* states in which nothing more can happen */
     const char *violation; /* NULL, or the first one found; static */
 };
 
