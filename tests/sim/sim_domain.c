@@ -404,25 +404,6 @@ static void step(struct domain *d) {
 /* -------------------------------------------------------------------------------------------------------- the orderly
  * end */
 
-/* Everything is released and told, until nothing is in flight but what nobody will be told of. */
-static void put_in_order(struct domain *d) {
-    for (uint32_t round = 0; round < ORDER_ROUNDS_MAX; round++) {
-        domain_release_all(d);
-        domain_run_dry(d);
-        collect(d);
-        bool held = false;
-        for (uint32_t i = 0; i < d->group_count; i++)
-            for (uint32_t n = 0; n < d->groups[i].capacity; n++)
-                held |= d->groups[i].slots[n].holds > 0 || d->groups[i].slots[n].state == SLOT_MUTABLE;
-        if (!held && domain_inflight(d) == d->orphans)
-            return;
-        /* A release that nobody waits for is looked at when something else happens. */
-        for (uint32_t i = 0; i < d->group_count; i++)
-            kvbm_pool_available_mt(d->manager, i, KVBM_TIER_HOST);
-    }
-    sim_fail(&d->sim, "%u operations never end", domain_inflight(d));
-}
-
 /* Blocks inside registrations that nobody was told of: registered and released, or still the caller's. */
 static void release_orphans(struct domain *d) {
     for (uint32_t i = 0; i < DOMAIN_OPS; i++) {
@@ -438,6 +419,26 @@ static void release_orphans(struct domain *d) {
             slot->state = SLOT_IDLE;
         }
     }
+}
+
+/* Everything is released and told, until nothing is in flight but what nobody will be told of. */
+static void put_in_order(struct domain *d) {
+    for (uint32_t round = 0; round < ORDER_ROUNDS_MAX; round++) {
+        domain_release_all(d);
+        domain_run_dry(d);
+        collect(d);
+        release_orphans(d);
+        bool held = false;
+        for (uint32_t i = 0; i < d->group_count; i++)
+            for (uint32_t n = 0; n < d->groups[i].capacity; n++)
+                held |= d->groups[i].slots[n].holds > 0 || d->groups[i].slots[n].state == SLOT_MUTABLE;
+        if (!held && domain_inflight(d) == d->orphans)
+            return;
+        /* A release that nobody waits for is looked at when something else happens. */
+        for (uint32_t i = 0; i < d->group_count; i++)
+            kvbm_pool_available_mt(d->manager, i, KVBM_TIER_HOST);
+    }
+    sim_fail(&d->sim, "%u operations never end", domain_inflight(d));
 }
 
 static void check_empty(struct domain *d) {
