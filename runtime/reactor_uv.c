@@ -1,10 +1,10 @@
 /*
- * reactor_uv.c - drives a reactor from a libuv loop (reactor_uv.h). Owns the four handles and, with an own thread, the
+ * reactor_uv.c - drives a reactor from a libuv loop (reactor_uv.h). Owns the two handles and, with an own thread, the
  * loop. Callbacks: the loop's thread.
  *
  * Why uv_async_send's early return (a relaxed load of its pending flag) loses nothing: kvbm__reactor_wake_mt calls it
- * after a fenced enqueue and a full exchange of wake_pending; an old `pending` seen after those means that the loop has
- * yet to run its callbacks, and the check callback behind them looks at wake_pending and at the lanes.
+ * after a fenced enqueue and a full exchange of wake_pending; a `pending` seen set after those means that the loop has
+ * yet to clear it and to run the callback, which then looks at wake_pending and at the lanes.
  */
 #include "runtime/reactor_uv.h"
 
@@ -16,17 +16,7 @@
 #define ROUND_COUNT_MAX 4
 #define NS_PER_MS       1000000ull
 
-static void on_timer(uv_timer_t *timer) {
-    struct kvbm_reactor_uv *drv = timer->data;
-    drv->timer_due = true;
-    drv->timer_ns = KVBM_NO_DEADLINE; /* it stands at nothing now */
-}
-
-static void timer_start(struct kvbm_reactor_uv *drv, uint64_t timer_ns, uint64_t delay_ms) {
-    int rc = uv_timer_start(&drv->timer, on_timer, delay_ms, 0);
-    KVBM_ASSERT(rc == 0);
-    drv->timer_ns = timer_ns;
-}
+static void on_timer(uv_timer_t *timer);
 
 /* Makes the timer fire at or soon after `timer_ns`. */
 static void timer_set(struct kvbm_reactor_uv *drv, uint64_t timer_ns) {
@@ -40,7 +30,11 @@ static void timer_set(struct kvbm_reactor_uv *drv, uint64_t timer_ns) {
     uv_update_time(drv->loop); /* the timer counts from the loop's idea of now */
     uint64_t now_ns = drv->reactor->os->now_ns(drv->reactor->os->ctx);
     uint64_t delay_ns = timer_ns > now_ns ? timer_ns - now_ns : 0;
-    timer_start(drv, timer_ns, delay_ns / NS_PER_MS + (delay_ns % NS_PER_MS != 0));
+    /* Rounded up, and at least 1: libuv of old runs a timer of 0 ms started in a timer's callback for ever. */
+    uint64_t delay_ms = delay_ns / NS_PER_MS + (delay_ns % NS_PER_MS != 0);
+    int rc = uv_timer_start(&drv->timer, on_timer, delay_ms != 0 ? delay_ms : 1, 0);
+    KVBM_ASSERT(rc == 0);
+    drv->timer_ns = timer_ns;
 }
 
 static void on_handle_closed(uv_handle_t *handle) {
@@ -64,10 +58,9 @@ static void close_handles(struct kvbm_reactor_uv *drv) {
     }
     uv_close((uv_handle_t *)&drv->async, on_handle_closed);
     uv_close((uv_handle_t *)&drv->timer, on_handle_closed);
-    uv_close((uv_handle_t *)&drv->prepare, on_handle_closed);
-    uv_close((uv_handle_t *)&drv->check, on_handle_closed);
 }
 
+/* Takes the reactor if this thread is asked to, runs it, parks it. */
 static void serve(struct kvbm_reactor_uv *drv) {
     struct kvbm_reactor *r = drv->reactor;
     /* Acquire: pairs with the release in kvbm_reactor_uv_stop. */
@@ -99,25 +92,19 @@ static void serve(struct kvbm_reactor_uv *drv) {
         if (atomic_load_explicit(&drv->stop, memory_order_acquire) != 0)
             break;
     }
-    timer_start(drv, 0, 0); /* work is left: come back at once, after the loop's other handles */
-}
-
-static void on_prepare(uv_prepare_t *prepare) {
-    struct kvbm_reactor_uv *drv = prepare->data;
-    serve(drv);
-    if (drv->owns_loop && !drv->holding && atomic_load_explicit(&drv->started, memory_order_relaxed) == 0) {
-        /* Release: pairs with the acquire in kvbm_reactor_uv_start. */
-        atomic_store_explicit(&drv->started, 1, memory_order_release);
-        drv->reactor->os->wake_u32(drv->reactor->os->ctx, &drv->started, true);
-    }
-}
-
-static void on_check(uv_check_t *check) {
-    serve(check->data);
+    int rc = uv_async_send(&drv->async); /* work is left: come back at once, after the loop's other handles */
+    KVBM_ASSERT(rc == 0);
 }
 
 static void on_async(uv_async_t *async) {
-    (void)async; /* the check callback, behind this one, does the work */
+    serve(async->data);
+}
+
+static void on_timer(uv_timer_t *timer) {
+    struct kvbm_reactor_uv *drv = timer->data;
+    drv->timer_due = true;
+    drv->timer_ns = KVBM_NO_DEADLINE; /* it stands at nothing now */
+    serve(drv);
 }
 
 /* Makes the handles; on failure there are none. */
@@ -125,25 +112,21 @@ static int open_handles(struct kvbm_reactor_uv *drv) {
     int rc = uv_async_init(drv->loop, &drv->async, on_async);
     if (rc != 0)
         return rc;
-    /* libuv: these only link the handle into the loop and cannot fail. */
+    /* libuv: this only fills in the handle and cannot fail. */
     uv_timer_init(drv->loop, &drv->timer);
-    uv_prepare_init(drv->loop, &drv->prepare);
-    uv_check_init(drv->loop, &drv->check);
     uv_handle_set_data((uv_handle_t *)&drv->async, drv);
     uv_handle_set_data((uv_handle_t *)&drv->timer, drv);
-    uv_handle_set_data((uv_handle_t *)&drv->prepare, drv);
-    uv_handle_set_data((uv_handle_t *)&drv->check, drv);
-    uv_prepare_start(&drv->prepare, on_prepare);
-    uv_check_start(&drv->check, on_check);
     uv_unref((uv_handle_t *)&drv->timer);
-    uv_unref((uv_handle_t *)&drv->prepare);
-    uv_unref((uv_handle_t *)&drv->check);
-    drv->open_handles = 4;
+    drv->open_handles = 2;
     return 0;
 }
 
 static void thread_run(void *arg) {
     struct kvbm_reactor_uv *drv = arg;
+    serve(drv);
+    /* Release: pairs with the acquire in start_own. */
+    atomic_store_explicit(&drv->started, 1, memory_order_release);
+    drv->reactor->os->wake_u32(drv->reactor->os->ctx, &drv->started, true);
     uv_run(drv->loop, UV_RUN_DEFAULT);
     KVBM_ASSERT(drv->open_handles == 0);
     int rc = uv_loop_close(drv->loop);
@@ -169,7 +152,7 @@ static int start_own(struct kvbm_reactor_uv *drv) {
         KVBM_ASSERT(closed == 0);
         return rc;
     }
-    /* Acquire: pairs with the release in on_prepare. */
+    /* Acquire: pairs with the release in thread_run. */
     while (atomic_load_explicit(&drv->started, memory_order_acquire) == 0)
         os->wait_u32(os->ctx, &drv->started, 0, KVBM_NO_DEADLINE);
     return 0;

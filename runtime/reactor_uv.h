@@ -1,14 +1,13 @@
 /*
  * reactor_uv.h - drives a reactor from a libuv loop: its own thread's, or the caller's.
  *
- * One uv_async_t (wake), one uv_timer_t (earliest deadline), and one uv_prepare_t and one uv_check_t which both do the
- * same: if a wake-up, the timer or a stop is due, take the reactor, run its turns, park it again. So outside these two
- * callbacks the reactor is parked: any thread may borrow it, the loop's own other callbacks included, and a loop that
- * is run in pieces (UV_RUN_NOWAIT, an embedded backend fd) is woken for what comes between the pieces. A turn that
- * leaves work behind keeps the loop hot (a timer of 0 ms) and lets other handles have their say first. The only file
- * pair, with later storage tiers, that sees libuv.
+ * Two handles: a uv_async_t (wake) and a uv_timer_t (earliest deadline). Their callbacks take the reactor, run its
+ * turns and park it again, so between callbacks it is parked: any thread may borrow it, the loop's own other callbacks
+ * included; and a loop that is run in pieces (UV_RUN_NOWAIT, UV_RUN_ONCE, an embedded backend fd) is woken for what
+ * comes between the pieces. A callback that leaves work behind wakes its own loop and lets other handles have their say
+ * first. The only file pair, with later storage tiers, that sees libuv.
  *
- * On a caller's loop the async handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The others are not.
+ * On a caller's loop the async handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The timer is not.
  */
 #ifndef KVBM_RUNTIME_REACTOR_UV_H
 #define KVBM_RUNTIME_REACTOR_UV_H
@@ -27,8 +26,6 @@ struct kvbm_reactor_uv {
     struct kvbm_thread thread;
     uv_async_t async;
     uv_timer_t timer;
-    uv_prepare_t prepare;
-    uv_check_t check;
     /* Loop thread only. */
     uint32_t open_handles;
     bool holding;      /* the loop's thread owns the reactor between callbacks: work was left */
@@ -38,7 +35,7 @@ struct kvbm_reactor_uv {
     _Atomic uint32_t stop;    /* set by stop; acted on by the loop's thread */
     _Atomic uint32_t closing; /* the handles are about to close: no more uv_async_send */
     _Atomic uint32_t wakers;  /* threads inside kvbm_reactor_uv_wake */
-    _Atomic uint32_t started; /* 1 once the own thread has parked for the first time; futex word */
+    _Atomic uint32_t started; /* 1 once the own thread has run its first turns; futex word */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
 };
