@@ -1,5 +1,6 @@
 """The command line, in this process through click's runner and as a program of its own."""
 
+import importlib.util
 import json
 import os
 import re
@@ -176,6 +177,9 @@ def test_svg_is_a_picture_of_the_tables(tmp_path: Path) -> None:
     assert invoke(*SMALL, "--svg", tmp_path / "a.svg").exit_code == 0
     picture = (tmp_path / "a.svg").read_text()
     assert picture.startswith("<svg")
+    # The name of a vocabulary, and a credit in a comment; nothing is loaded.
+    assert "@font-face" not in picture
+    assert "--svg" not in picture
     assert "verification" in picture
 
 
@@ -228,7 +232,7 @@ def test_no_command_shows_the_help() -> None:
 
 
 def test_missing_extras_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    real = dynamo_llm.cli.importlib.util.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("rich", "click") else real(name))
     with pytest.raises(SystemExit) as caught:
         dynamo_llm.cli.main()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -221,14 +222,12 @@ def _show(result: Result, errors: Console, as_json: bool, svg: Path | None, repo
 
 
 def _write_svg(path: Path, summary: dict[str, Any]) -> None:
-    import io
+    from dynamo_llm.cli.display import picture
 
-    from dynamo_llm.cli.display import tables
-
-    console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(f"[bold green]$[/] {summary['config']['command']}\n", highlight=False)
-    console.print(tables(summary))
+    words = list(sys.argv[1:])
+    if "--svg" in words:
+        del words[words.index("--svg") : words.index("--svg") + 2]
     try:
-        path.write_text(console.export_svg(title="kvbm replay"), encoding="utf-8")
+        path.write_text(picture(summary, shlex.join(["kvbm", *words])), encoding="utf-8")
     except OSError as error:
         raise _Refused(f"--svg: {path}: {error.strerror}") from None

@@ -1,11 +1,18 @@
 """What a replay shows: a live line while it runs, and tables at its end."""
 
+import io
+import re
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
+from rich.box import Box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -154,7 +161,10 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         uncached = (
             f"{count(summary['uncached_blocks'])} blocks of {count(summary['uncached_requests'])} requests uncached"
         )
-        rows.append(("under pressure", f"{waited}, {uncached}, {count(summary['duplicate_blocks'])} computed twice"))
+        pressure = (
+            f"{waited}, {uncached}" if summary["waited_requests"] or summary["uncached_blocks"] else "none waited"
+        )
+        rows.append(("under pressure", f"{pressure}, {count(summary['duplicate_blocks'])} blocks computed twice"))
     if config["bytes"]:
         rows.append(
             ("verified", f"{size(summary['verified_bytes'])} in {count(summary['verified_blocks'])} hit blocks")
@@ -189,23 +199,43 @@ def latency_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def tables(summary: dict[str, Any]) -> RenderableType:
+def tables(summary: dict[str, Any], style: Box = box.ROUNDED) -> RenderableType:
     """The result of a replay for a terminal."""
     title = f"kvbm replay: {summary['workload']}" + (" (interrupted)" if summary["interrupted"] else "")
-    results = Table(title=title, title_style="bold", show_header=False, min_width=60)
+    results = Table(title=title, title_style="bold", show_header=False, min_width=60, box=style)
     results.add_column(style="cyan", no_wrap=True)
     results.add_column()
     for name, text in facts(summary):
-        style = ""
+        emphasis = ""
         if name == "verification failures":
-            style = "bold red" if summary["verify_failures"] else "bold green"
+            emphasis = "bold red" if summary["verify_failures"] else "bold green"
         elif name == "hit rate":
-            style = "bold"
-        results.add_row(name, Text(text, style=style))
-    latency = Table(title="latency", title_style="bold")
+            emphasis = "bold"
+        results.add_row(name, Text(text, style=emphasis))
+    latency = Table(title="latency", title_style="bold", box=style)
     latency.add_column("", style="cyan", no_wrap=True)
     for heading in ("p50", "p90", "p99", "p99.9", "max"):
         latency.add_column(heading, justify="right", no_wrap=True)
     for name, values in latency_rows(summary):
         latency.add_row(name, *values)
     return Group(results, latency)
+
+
+def picture(summary: dict[str, Any], command: str) -> str:
+    """An SVG of a terminal in which the command has just ended. Nothing in it is loaded from a network."""
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(f"[bold green]$[/] [bold]{escape(command)}[/]", highlight=False)
+    done = summary["requests"] / max(summary["config"]["requests"], 1)
+    moved = speed(summary["written_bytes"] + summary["verified_bytes"], summary["seconds"])
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        ProgressBar(total=1.0, completed=done, width=16),
+        f"{count(summary['requests'])}/{count(summary['config']['requests'])}",
+        f"hits {percent(summary['hit_rate'])} of {percent(summary['ceiling_hit_rate'])}, {moved},"
+        f" {count(summary['requests_per_second'])} req/s, {count(summary['verify_failures'])} failures",
+        f"[yellow]{timedelta(seconds=round(summary['seconds']))}[/]",
+    )
+    console.print(line, "")
+    console.print(tables(summary, box.SIMPLE_HEAD))
+    svg = console.export_svg(title="kvbm replay")
+    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)

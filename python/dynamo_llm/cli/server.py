@@ -96,7 +96,7 @@ class Server:
                 task.uncancel()
         finally:
             self.metrics.seconds = perf_counter() - self._start
-        self._sample()
+        self._sample(max((answered.arrival_s for answered in self.metrics.answered), default=0.0))
         self.metrics.native = self.manager.stats()
         return self.metrics
 
@@ -149,6 +149,8 @@ class Server:
                 duplicates = await self._publish(
                     held, hashes[hits : hits + written], hashes[hits - 1] if hits else None
                 )
+            if index % self._sample_every == 0:
+                self._sample(request.arrival_s)
             await self._hold(request)
             await self._check(held.hits, hashes, index)
         finally:
@@ -164,8 +166,6 @@ class Server:
         metrics.uncached_blocks += uncached
         metrics.uncached_requests += uncached > 0
         metrics.answered.append(Answered(index, request.arrival_s, pages, hits))
-        if metrics.requests % self._sample_every == 0:
-            self._sample()
 
     async def _match(self, hashes: "SequenceHashes") -> "BlockList":
         begin = perf_counter_ns()
@@ -263,12 +263,11 @@ class Server:
                 await asyncio.sleep(0)
             yield blocks[first : first + count], first
 
-    def _sample(self) -> None:
+    def _sample(self, at_s: float) -> None:
         stats = self._pool.stats()
-        answered = self.metrics.answered
         self.metrics.occupancy.append(
             Occupancy(
-                answered[-1].arrival_s if answered else 0.0,
+                at_s,
                 stats["free_blocks"],
                 stats["cached_blocks"],
                 stats["leased_blocks"],
