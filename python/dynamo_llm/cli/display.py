@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,7 @@ LATENCIES = (
     ("native_match", "match, native"),
     ("allocate", "allocate, awaited"),
     ("native_allocate", "allocate, native"),
-    ("wait", "allocate, after waiting in line"),
+    ("wait", "allocate, in line"),
     ("register", "register, awaited"),
     ("hash", "make and hash the prompt"),
     ("request", "whole request"),
@@ -61,6 +62,11 @@ def duration(ns: float) -> str:
 
 def speed(amount: float, seconds: float) -> str:
     return f"{amount / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"
+
+
+def doing(console: Console, what: str) -> AbstractContextManager[object]:
+    """Says on a terminal what goes on, for as long as it does."""
+    return console.status(what) if console.is_terminal else nullcontext()
 
 
 class Live:
@@ -161,9 +167,8 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         uncached = (
             f"{count(summary['uncached_blocks'])} blocks of {count(summary['uncached_requests'])} requests uncached"
         )
-        pressure = (
-            f"{waited}, {uncached}" if summary["waited_requests"] or summary["uncached_blocks"] else "none waited"
-        )
+        calm = not summary["waited_requests"] and not summary["uncached_blocks"]
+        pressure = "no request waited" if calm else f"{waited}, {uncached}"
         rows.append(("under pressure", f"{pressure}, {count(summary['duplicate_blocks'])} blocks computed twice"))
     if config["bytes"]:
         rows.append(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dynamo_llm import DType, KvbmError, aio
 from dynamo_llm.cli.ceiling import Ceiling, ceiling
-from dynamo_llm.cli.display import Live, size
+from dynamo_llm.cli.display import Live, doing, size
 from dynamo_llm.cli.metrics import Metrics, summarise
 from dynamo_llm.cli.prompts import Workload
 from dynamo_llm.cli.server import Server, ServerOptions, ticking
@@ -78,13 +78,15 @@ async def replay(trace: Path | None, options: ReplayOptions, console: Console) -
             options.report.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReplayError(f"--report: {options.report}: {error.strerror}", usage=True) from None
-    workload = load(trace, options)
-    page_size = options.page_size or workload.block_tokens
-    bound = ceiling(workload, page_size)
+    with doing(console, "reading the requests"):
+        workload = load(trace, options)
+        page_size = options.page_size or workload.block_tokens
+        bound = ceiling(workload, page_size)
     if bound.prompt_blocks == 0:
         raise ReplayError(f"{workload.name}: no prompt fills a block of {page_size} tokens", usage=True)
     geometry = _settle(options, page_size, bound)
-    manager = _open(options, geometry)
+    with doing(console, f"opening a pool of {geometry.host_blocks:,} blocks"):
+        manager = _open(options, geometry)
     server_options = ServerOptions(
         concurrency=options.concurrency,
         speed=options.speed,
