@@ -259,7 +259,9 @@ static PyObject *list_subscript(PyObject *self, PyObject *index) {
 
 static PyObject *list_add(PyObject *a, PyObject *b) {
     if (Py_TYPE(a) != Py_TYPE(b)) {
-        return Py_NewRef(Py_NotImplemented);
+        PyErr_Format(PyExc_TypeError, "a BlockList can be added to a BlockList only, not to %R",
+                     (PyObject *)Py_TYPE(b));
+        return NULL;
     }
     struct pyk_list_object *x = self_of(a);
     struct pyk_list_object *y = self_of(b);
@@ -440,7 +442,7 @@ PyTypeObject *pyk_list_type(PyObject *module) {
         {Py_sq_contains, list_contains},
         {Py_mp_length, list_length},
         {Py_mp_subscript, list_subscript},
-        {Py_nb_add, list_add},
+        {Py_sq_concat, list_add},
         {Py_tp_doc, (void *)(uintptr_t)doc},
         {0, NULL},
     };
