@@ -40,7 +40,8 @@ def demand(command: list[str | Path], cwd: Path, what: str) -> str:
         timeout=240,
     )
     if done.returncode != 0:
-        pytest.fail(f"{what}: status {done.returncode}\n{done.stdout}", pytrace=False)
+        end = "\n".join(done.stdout.splitlines()[-60:])
+        pytest.fail(f"{what}: status {done.returncode}\n{end}", pytrace=False)
     return done.stdout
 
 
