@@ -390,6 +390,7 @@ static void evict_chain(struct kvbm_registry_pool *p, struct kvbm_msg_evict *m, 
         m->chain_tail = slot;
     m->chain_head = slot;
     m->chain_count++;
+    p->sent_count++;
 }
 
 static void evict_reply(struct kvbm_registry_pool *p, struct kvbm_msg_evict *m) {
@@ -397,7 +398,6 @@ static void evict_reply(struct kvbm_registry_pool *p, struct kvbm_msg_evict *m) 
     int32_t status = m->chain_count >= m->need ? 0 : -KVBM_ENOBLOCKS;
     m->available = policy->ops->count(policy) + p->reclaimed_count; /* beside the chain */
     m->version = p->version;
-    p->sent_count += m->chain_count;
     kvbm_actor_reply(&p->registry->actor, &m->head, status);
 }
 
@@ -409,6 +409,7 @@ static void evict_reclaimed(struct kvbm_registry_pool *p, struct kvbm_msg_evict 
     m->chain_head = p->reclaimed_head;
     m->chain_tail = p->reclaimed_tail;
     m->chain_count = p->reclaimed_count;
+    p->sent_count += m->chain_count;
     p->reclaimed_count = 0;
     p->reclaimed_head = p->reclaimed_tail = KVBM_SLOT_NONE;
     atomic_store_explicit(&p->pool->r.reclaimed, 0, memory_order_relaxed);

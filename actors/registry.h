@@ -34,7 +34,7 @@ struct kvbm_registry_pool {
     struct kvbm_registry *registry;
     struct kvbm_block_pool *pool;
     uint32_t reclaimed_head, reclaimed_tail, reclaimed_count;
-    uint64_t sent_count; /* slots given to the allocator, ever */
+    uint64_t sent_count; /* slots put into chains for the allocator, ever */
     uint64_t version;    /* changes whenever a block becomes evictable or is reclaimed */
     struct kvbm_msg_watch *watch;
 };

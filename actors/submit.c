@@ -615,6 +615,8 @@ int kvbm__settle(struct kvbm_manager *m, struct kvbm_block_pool *pool) {
     kvbm__leave(m);
     if (settled)
         return 0;
-    /* From a callback of another manager it must not wait. */
-    return kvbm_reactor_current_mt() == NULL ? settle_wait(m, pool) : -EAGAIN;
+    /* Who turns the reactor by hand may be this very thread, and a callback of another manager must not wait. */
+    if (m->drive == KVBM_DRIVE_EMBEDDER || kvbm_reactor_current_mt() != NULL)
+        return -EAGAIN;
+    return settle_wait(m, pool);
 }
