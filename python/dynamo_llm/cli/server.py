@@ -136,7 +136,7 @@ class Server:
         with_hashes = perf_counter_ns()
         tokens = prompt_tokens(request)[: pages * page]
         salt = self.workload.salts[request.space]
-        hashes = hash_tokens(tokens, page, salt=salt)
+        hashes = hash_tokens(tokens.data, page, salt=salt)
         metrics.latency["hash"].add(perf_counter_ns() - with_hashes)
         held = _Held()
         try:
