@@ -260,6 +260,26 @@ START_TEST(groups_are_separate_key_spaces) {
 }
 END_TEST
 
+START_TEST(groups_are_told_apart_even_where_their_tags_agree) {
+    struct refusing_os os = {0};
+    struct kvbm_index index;
+    kvbm_key key = key_make(7, secrets[1]); /* the hash is 0 whatever the group */
+    uint32_t entries[KVBM_GROUP_COUNT_MAX], found;
+    open_index(&index, &os, 64);
+    for (uint32_t g = 0; g < KVBM_GROUP_COUNT_MAX; g++) {
+        ck_assert_uint_eq(kvbm_index_find(&index, &key, g), KVBM_ENTRY_NONE);
+        entries[g] = kvbm_index_insert(&index, &key, g);
+        ck_assert_uint_eq(index.buckets[g] >> 32, 0);
+    }
+    for (uint32_t g = 0; g < KVBM_GROUP_COUNT_MAX; g++) {
+        ck_assert_uint_eq(kvbm_index_find(&index, &key, g), entries[g]);
+        ck_assert_uint_eq(kvbm_index_find_many(&index, &key, 1, g, 1, &found), 1);
+        ck_assert_uint_eq(found, entries[g]);
+    }
+    close_index(&index, &os);
+}
+END_TEST
+
 START_TEST(every_bit_of_a_key_counts) {
     struct refusing_os os = {0};
     struct kvbm_index index;
@@ -434,6 +454,7 @@ int main(void) {
     tcase_add_test(tc, the_table_is_at_most_sixty_percent_full);
     tcase_add_test(tc, a_full_index_refuses_and_takes_again_after_a_removal);
     tcase_add_test(tc, groups_are_separate_key_spaces);
+    tcase_add_test(tc, groups_are_told_apart_even_where_their_tags_agree);
     tcase_add_test(tc, every_bit_of_a_key_counts);
     tcase_add_test(tc, keys_that_differ_in_little_spread_evenly);
     tcase_add_test(tc, two_indexes_place_the_same_keys_differently);
