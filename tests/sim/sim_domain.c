@@ -16,6 +16,7 @@
 
 #define DRY_ROUNDS_MAX   20000 /* turns until nothing is left to do: far above what so few operations can cost */
 #define ORDER_ROUNDS_MAX 400
+#define WAITS_MAX        20000 /* sleeps in one step */
 #define STEPS_MIN        300
 #define STEPS_MAX        3000
 
@@ -196,6 +197,7 @@ void domain_run_dry(struct domain *d) {
 static int on_wait(struct sim *sim, _Atomic uint32_t *word, uint32_t expected, uint64_t deadline_ns) {
     struct domain *d = (struct domain *)sim;
     SIM_CHECK(sim, d->callback_depth == 0 && !sim->on_other, "the library sleeps inside a callback");
+    SIM_CHECK(sim, ++d->waits < WAITS_MAX, "the library waits for what never comes");
     for (uint32_t round = 0; round < 200; round++) {
         if (atomic_load(word) != expected || sim_chance(sim, 30))
             return 0; /* woken, or spuriously */
@@ -378,6 +380,7 @@ static void clock_step(struct domain *d) {
 static void step(struct domain *d) {
     struct sim *sim = &d->sim;
     sim->step++;
+    d->waits = 0;
     uint64_t choice = sim_below(sim, 1000);
     if (choice < d->drive_permille && !d->exact)
         domain_drive(d);
@@ -424,6 +427,7 @@ static void release_orphans(struct domain *d) {
 /* Everything is released and told, until nothing is in flight but what nobody will be told of. */
 static void put_in_order(struct domain *d) {
     for (uint32_t round = 0; round < ORDER_ROUNDS_MAX; round++) {
+        d->waits = 0;
         domain_release_all(d);
         domain_run_dry(d);
         collect(d);

@@ -125,7 +125,6 @@ struct domain_port {
     uint32_t capacity;
     uint32_t inflight;
     bool credit_wanted;
-    bool awake; /* its consumer has not seen it empty since the last signal */
 };
 
 struct domain {
@@ -143,16 +142,15 @@ struct domain {
     uint32_t max_operations;
     uint32_t weights[ACT_COUNT], weight_sum;
     uint32_t drive_permille, clock_permille, park_permille, late_permille, nest_permille, other_permille;
-    uint32_t wait_permille, timeout_permille, inline_permille, duplicate_permille, anonymous_permille, share_permille;
+    uint32_t wait_permille, timeout_permille, inline_permille, duplicate_permille, anonymous_permille;
     uint32_t spurious_permille, take_back_permille, budget_max, batch_max;
     uint64_t clock_ns_max;
     uint32_t check_every;
     bool exact, tracks, has_bytes;
-    bool starved; /* a submit was refused for want of room since the last quiet */
     /* Where the thread is. */
     uint32_t callback_depth;
-    uint32_t step_depth;
-    bool busy; /* something happened since the last look at the balances */
+    uint32_t waits; /* sleeps of clients in this step */
+    bool busy;      /* something happened since the last look at the balances */
     /* The model. */
     uint32_t group_count;
     struct domain_group groups[DOMAIN_GROUPS];

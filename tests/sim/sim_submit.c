@@ -148,7 +148,6 @@ static void check_again(struct domain *d, const struct domain_op *op) {
     bool lane_full = !d->parked || d->callback_depth != 0 || d->sim.on_other || d->wake_asked;
     SIM_CHECK(&d->sim, port_full || pool_full || lane_full,
               "-EAGAIN with room everywhere: %u operations of %u in flight", domain_inflight(d), d->max_operations);
-    d->starved = true;
 }
 
 static void submitted(struct domain *d, struct domain_op *op, int rc, kvbm_op id) {
