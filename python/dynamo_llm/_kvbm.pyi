@@ -1,3 +1,4 @@
+# ruff: noqa: PYI021
 """Types of the C extension; the package re-exports them (`dynamo_llm`, `dynamo_llm.aio`)."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence

@@ -287,6 +287,7 @@ struct pyk_operation_object {
     PyObject *result; /* READY: the result; CLOSE: the timeout; in_context: what __aexit__ will release */
     PyObject *weak_references;
     struct pyk_operation_object *next, *previous; /* in the bridge's line */
+    const char *name;                             /* of the call that made it */
     enum pyk_operation_state state;
     int submit_status; /* COMPLETED: negative if it could never be submitted */
     bool in_context;   /* the result stays in `result`, for __aexit__ */

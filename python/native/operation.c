@@ -29,6 +29,7 @@ static struct pyk_operation_object *operation_make(struct pyk_state *state, PyOb
         memset((char *)self + sizeof(PyObject), 0, sizeof *self - sizeof(PyObject));
         self->module = state;
         self->owner = Py_XNewRef(owner);
+        self->name = phase == PYK_OP_CLOSE ? "close" : "operation";
         self->state = (enum pyk_operation_state)phase;
     }
     return self;
@@ -41,6 +42,7 @@ PyObject *pyk_operation_new(struct pyk_state *state, PyObject *owner, struct pyk
         return NULL;
     }
     self->request = request;
+    self->name = pyk_request_name(request);
     PyObject_GC_Track((PyObject *)self);
     return (PyObject *)self;
 }
@@ -66,9 +68,7 @@ PyObject *pyk_operation_close(struct pyk_state *state, PyObject *owner, PyObject
 }
 
 static const char *name_of(const struct pyk_operation_object *self) {
-    return self->request != NULL                                          ? pyk_request_name(self->request)
-           : self->state == PYK_OP_CLOSE || self->state == PYK_OP_CLOSING ? "close"
-                                                                          : "operation";
+    return self->name;
 }
 
 /* Lets go of what only a waiting operation needs. */
