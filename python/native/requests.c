@@ -15,6 +15,8 @@
 #define WAIT_SLICE_NS UINT64_C(50000000)
 /* How long the plain face tries to get an operation slot. */
 #define OVERLOAD_NS UINT64_C(1000000000)
+/* Less than this is not to wait: a deadline that has passed at submit would refuse blocks that are there. */
+#define TIMEOUT_MIN_NS UINT64_C(1000)
 #define TTL_FOREVER UINT64_C(0)
 
 const char *pyk_request_name(const struct pyk_request *request) {
@@ -167,6 +169,7 @@ static int allocate_arguments(struct pyk_state *state, PyObject *const *args, Py
         if (pyk_argument_seconds(state, values[1], "timeout", true, timeout_ns, &forever) < 0) {
             return -1;
         }
+        *timeout_ns = *timeout_ns < TIMEOUT_MIN_NS ? 0 : *timeout_ns;
         *wait = forever || *timeout_ns != 0;
     }
     return 0;
