@@ -1,5 +1,5 @@
 /*
- * mailbox.c - the lanes into one reactor. Owns one map with all rings. Producers: any thread. Consumer: the reactor's
+ * mailbox.c - the lanes into one reactor. Owns one map with the rings. Producers: any thread. Consumer: the reactor's
  * owner.
  *
  * The rings' indices are moved by concurrencykit's inline assembly. Each slot is written between an acquire and a
@@ -25,29 +25,14 @@ struct kvbm_lane {
 
 /* ------------------------------------------------------------------------------------------------------------ lanes */
 
-static void lane_fill(ck_ring_buffer_t *slot, struct kvbm_msg *msg) {
-    KVBM__TSAN_ACQUIRE(slot); /* pairs with the release in lane_take: the slot's last reader is done */
-    slot->value = msg;
-    KVBM__TSAN_RELEASE(slot); /* pairs with the acquire in lane_take */
-}
-
-/* Many producers. A ring slot is reserved by a compare-and-swap of the head; the tail is moved in order. */
-static int lane_post_shared(struct kvbm_lane *lane, struct kvbm_msg *msg) {
-    unsigned ticket = 0;
-    ck_ring_buffer_t *slot = ck_ring_enqueue_reserve_mpsc(&lane->ring, lane->slots, &ticket);
-    if (slot == NULL)
-        return -EAGAIN;
-    lane_fill(slot, msg);
-    ck_ring_enqueue_commit_mpsc(&lane->ring, ticket); /* store fence, tail; pairs with the tail load in lane_take */
-    return 0;
-}
-
-/* One producer. */
-static int lane_post_single(struct kvbm_lane *lane, struct kvbm_msg *msg) {
+/* The lane's one producer. */
+static int lane_post(struct kvbm_lane *lane, struct kvbm_msg *msg) {
     ck_ring_buffer_t *slot = ck_ring_enqueue_reserve_spsc(&lane->ring, lane->slots);
     if (slot == NULL)
         return -EAGAIN;
-    lane_fill(slot, msg);
+    KVBM__TSAN_ACQUIRE(slot); /* pairs with the release in lane_take: the slot's last reader is done */
+    slot->value = msg;
+    KVBM__TSAN_RELEASE(slot);                 /* pairs with the acquire in lane_take */
     ck_ring_enqueue_commit_spsc(&lane->ring); /* store fence, tail; pairs with the tail load in lane_take */
     return 0;
 }
@@ -61,10 +46,50 @@ static struct kvbm_msg *lane_take(struct kvbm_lane *lane) {
     if (lane_empty(lane))
         return NULL;
     ck_ring_buffer_t *slot = &lane->slots[lane->ring.c_head & lane->ring.mask];
-    KVBM__TSAN_ACQUIRE(slot); /* pairs with the release in lane_fill, which precedes the tail just read */
+    KVBM__TSAN_ACQUIRE(slot); /* pairs with the release in lane_post, which precedes the tail just read */
     bool taken = ck_ring_dequeue_spsc(&lane->ring, lane->slots, &msg);
-    KVBM__TSAN_RELEASE(slot); /* pairs with the acquire in lane_fill, one lap later */
+    KVBM__TSAN_RELEASE(slot); /* pairs with the acquire in lane_post, one lap later */
     KVBM_ASSERT(taken && msg != NULL);
+    return msg;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- stacks */
+
+/* A place in a stack that holds at most `limit` messages. The consumer's count may be old, which errs towards full. */
+static bool reserve(_Atomic uint32_t *reserved, const _Atomic uint32_t *taken, uint32_t limit) {
+    /* Relaxed throughout: a bound; the push publishes the message. */
+    uint32_t before = atomic_load_explicit(reserved, memory_order_relaxed);
+    do {
+        if (before - atomic_load_explicit(taken, memory_order_relaxed) >= limit)
+            return false;
+    } while (!atomic_compare_exchange_weak_explicit(reserved, &before, before + 1, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+/* Consumer: gives a place free. One writer. */
+static void give_place(_Atomic uint32_t *taken) {
+    atomic_store_explicit(taken, atomic_load_explicit(taken, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
+static uint32_t places_used(const _Atomic uint32_t *reserved, const _Atomic uint32_t *taken) {
+    uint32_t before = atomic_load_explicit(taken, memory_order_relaxed);
+    return atomic_load_explicit(reserved, memory_order_relaxed) - before;
+}
+
+/* Relaxed: a hint, or after a fence of the caller's. */
+static bool stack_empty(const _Atomic(struct kvbm_msg *) *stack, const _Atomic(struct kvbm_msg *) *fifo) {
+    return atomic_load_explicit(stack, memory_order_relaxed) == NULL &&
+           atomic_load_explicit(fifo, memory_order_relaxed) == NULL;
+}
+
+/* Consumer: takes the oldest: from `fifo`, which is refilled from `stack` when it is empty. */
+static struct kvbm_msg *stack_take(_Atomic(struct kvbm_msg *) *stack, _Atomic(struct kvbm_msg *) *fifo) {
+    struct kvbm_msg *msg = atomic_load_explicit(fifo, memory_order_relaxed);
+    if (msg == NULL)
+        msg = kvbm__stack_take_all(stack);
+    if (msg != NULL)
+        atomic_store_explicit(fifo, msg->next, memory_order_relaxed);
     return msg;
 }
 
@@ -91,15 +116,11 @@ int kvbm_mailbox_open(struct kvbm_mailbox *box, const struct kvbm_os *os, const 
         !is_capacity(options->thread_capacity) || options->lane_batch == 0)
         return -EINVAL;
     *box = (struct kvbm_mailbox){.os = os, .options = *options};
-    /* The sum that bounds the lanes: one control, one data, one for each numbered thread. */
-    box->arena_bytes = lane_bytes(options->control_capacity) + lane_bytes(options->data_capacity) +
-                       KVBM_THREAD_COUNT_MAX * lane_bytes(options->thread_capacity);
+    box->arena_bytes = KVBM_THREAD_COUNT_MAX * lane_bytes(options->thread_capacity);
     int rc = os->map(os->ctx, box->arena_bytes, KVBM_MAP_LAZY, &box->arena, NULL);
     if (rc != 0)
         return rc;
     unsigned char *at = box->arena;
-    box->control = lane_place(&at, options->control_capacity);
-    box->data = lane_place(&at, options->data_capacity);
     for (uint32_t i = 0; i < KVBM_THREAD_COUNT_MAX; i++)
         box->threads[i] = lane_place(&at, options->thread_capacity);
     KVBM_ASSERT(at == (unsigned char *)box->arena + box->arena_bytes);
@@ -108,10 +129,8 @@ int kvbm_mailbox_open(struct kvbm_mailbox *box, const struct kvbm_os *os, const 
 
 void kvbm_mailbox_close(struct kvbm_mailbox *box) {
     KVBM_ASSERT(kvbm_mailbox_depth_mt(box) == 0);
-    KVBM_ASSERT(atomic_load_explicit(&box->replies, memory_order_acquire) == NULL);
-    KVBM_ASSERT(atomic_load_explicit(&box->credit_waiters, memory_order_acquire) == NULL);
-    KVBM_ASSERT(atomic_load_explicit(&box->reply_fifo, memory_order_relaxed) == NULL);
-    KVBM_ASSERT(atomic_load_explicit(&box->credit_fifo, memory_order_relaxed) == NULL);
+    KVBM_ASSERT(stack_empty(&box->replies, &box->reply_fifo));
+    KVBM_ASSERT(stack_empty(&box->credit_waiters, &box->credit_fifo));
     box->os->unmap(box->os->ctx, box->arena, box->arena_bytes);
     box->arena = NULL;
 }
@@ -119,22 +138,26 @@ void kvbm_mailbox_close(struct kvbm_mailbox *box) {
 /* ------------------------------------------------------------------------------------------------------------- post */
 
 int kvbm_mailbox_post_control_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg) {
-    int rc = lane_post_shared(box->control, msg);
-    kvbm__fence_full(); /* pairs with the fence after PARKED in reactor.c */
-    return rc;
+    if (!reserve(&box->control_reserved, &box->control_taken, box->options.control_capacity - 1))
+        return -EAGAIN;
+    kvbm__stack_push_mt(&box->control, msg);
+    kvbm__fence_after_rmw(); /* pairs with the fence after PARKED in reactor.c */
+    return 0;
 }
 
 int kvbm_mailbox_post_data_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg) {
-    int rc = lane_post_shared(box->data, msg);
-    kvbm__fence_full(); /* pairs with the fence after PARKED in reactor.c */
-    return rc;
+    if (!reserve(&box->data_reserved, &box->data_taken, box->options.data_capacity - 1))
+        return -EAGAIN;
+    kvbm__stack_push_mt(&box->data, msg);
+    kvbm__fence_after_rmw(); /* pairs with the fence after PARKED in reactor.c */
+    return 0;
 }
 
 int kvbm_mailbox_post_thread_mt(struct kvbm_mailbox *box, struct kvbm_msg *msg) {
     int number = kvbm_os_thread_number_mt();
     if (number < 0)
         return kvbm_mailbox_post_data_mt(box, msg);
-    int rc = lane_post_single(box->threads[number], msg);
+    int rc = lane_post(box->threads[number], msg);
     if (rc != 0)
         return rc;
     /* After the enqueue, and always: a bit seen set may be about to be cleared. Pairs with the fetch_and in
@@ -156,22 +179,17 @@ void kvbm_mailbox_want_credit_mt(struct kvbm_mailbox *box, struct kvbm_msg *cred
 
 /* ------------------------------------------------------------------------------------------------------------- take */
 
-/* Takes the first of a list that only the consumer writes. Relaxed: other threads merely ask whether it is empty. */
-static struct kvbm_msg *fifo_pop(_Atomic(struct kvbm_msg *) *fifo) {
-    struct kvbm_msg *msg = atomic_load_explicit(fifo, memory_order_relaxed);
+static struct kvbm_msg *data_take(struct kvbm_mailbox *box) {
+    struct kvbm_msg *msg = stack_take(&box->data, &box->data_fifo);
     if (msg != NULL)
-        atomic_store_explicit(fifo, msg->next, memory_order_relaxed);
+        give_place(&box->data_taken);
     return msg;
 }
 
-/* Takes from `fifo`, which is refilled from `stack` when it is empty. */
-static struct kvbm_msg *stack_take(_Atomic(struct kvbm_msg *) *stack, _Atomic(struct kvbm_msg *) *fifo) {
-    struct kvbm_msg *msg = fifo_pop(fifo);
+static struct kvbm_msg *control_take(struct kvbm_mailbox *box) {
+    struct kvbm_msg *msg = stack_take(&box->control, &box->control_fifo);
     if (msg != NULL)
-        return msg;
-    msg = kvbm__stack_take_all(stack);
-    if (msg != NULL)
-        atomic_store_explicit(fifo, msg->next, memory_order_relaxed);
+        give_place(&box->control_taken);
     return msg;
 }
 
@@ -191,7 +209,7 @@ static uint32_t lane_next(const struct kvbm_mailbox *box, uint32_t from, uint64_
     uint64_t ahead = from < KVBM_THREAD_COUNT_MAX ? dirty >> from : 0;
     if (ahead != 0)
         return from + (uint32_t)__builtin_ctzll(ahead);
-    return from <= DATA_CURSOR && !lane_empty(box->data) ? DATA_CURSOR : CURSOR_COUNT;
+    return from <= DATA_CURSOR && !stack_empty(&box->data, &box->data_fifo) ? DATA_CURSOR : CURSOR_COUNT;
 }
 
 /* Round robin over thread lanes and data lane, lane_batch messages of one before the next. */
@@ -199,7 +217,7 @@ static struct kvbm_msg *round_robin_take(struct kvbm_mailbox *box) {
     for (;;) {
         /* Relaxed: a bit not yet seen is seen by the re-check after parking. */
         uint64_t dirty = atomic_load_explicit(&box->threads_dirty, memory_order_relaxed);
-        if (dirty == 0 && lane_empty(box->data))
+        if (dirty == 0 && stack_empty(&box->data, &box->data_fifo))
             return NULL;
         if (box->cursor_left == 0) {
             box->cursor++;
@@ -213,7 +231,7 @@ static struct kvbm_msg *round_robin_take(struct kvbm_mailbox *box) {
             box->cursor = lane;
             box->cursor_left = box->options.lane_batch;
         }
-        struct kvbm_msg *msg = lane_take(lane == DATA_CURSOR ? box->data : box->threads[lane]);
+        struct kvbm_msg *msg = lane == DATA_CURSOR ? data_take(box) : lane_take(box->threads[lane]);
         if (msg == NULL && lane != DATA_CURSOR)
             msg = thread_lane_done(box, lane);
         if (msg != NULL) {
@@ -227,28 +245,26 @@ static struct kvbm_msg *round_robin_take(struct kvbm_mailbox *box) {
 struct kvbm_msg *kvbm_mailbox_take(struct kvbm_mailbox *box) {
     struct kvbm_msg *msg = stack_take(&box->replies, &box->reply_fifo);
     if (msg == NULL)
-        msg = lane_take(box->control);
+        msg = control_take(box);
     if (msg == NULL)
         msg = round_robin_take(box);
     return msg;
 }
 
 static bool credit_due(const struct kvbm_mailbox *box) {
-    return ck_ring_size(&box->data->ring) <= box->options.data_capacity / 2;
+    return places_used(&box->data_reserved, &box->data_taken) <= box->options.data_capacity / 2;
 }
 
 struct kvbm_msg *kvbm_mailbox_take_credit(struct kvbm_mailbox *box) {
-    if (atomic_load_explicit(&box->credit_fifo, memory_order_relaxed) == NULL &&
-        atomic_load_explicit(&box->credit_waiters, memory_order_relaxed) == NULL)
+    if (stack_empty(&box->credit_waiters, &box->credit_fifo) || !credit_due(box))
         return NULL;
-    return credit_due(box) ? stack_take(&box->credit_waiters, &box->credit_fifo) : NULL;
+    return stack_take(&box->credit_waiters, &box->credit_fifo);
 }
 
 bool kvbm_mailbox_empty_mt(const struct kvbm_mailbox *box) {
     /* All relaxed: after a fence of the caller's (pairs with the one at the end of each post), or a hint. */
-    if (atomic_load_explicit(&box->replies, memory_order_relaxed) != NULL ||
-        atomic_load_explicit(&box->reply_fifo, memory_order_relaxed) != NULL || !lane_empty(box->control) ||
-        !lane_empty(box->data))
+    if (!stack_empty(&box->replies, &box->reply_fifo) || !stack_empty(&box->control, &box->control_fifo) ||
+        !stack_empty(&box->data, &box->data_fifo))
         return false;
     /* A bit may outlive the messages it told of. */
     uint64_t dirty = atomic_load_explicit(&box->threads_dirty, memory_order_relaxed);
@@ -256,13 +272,12 @@ bool kvbm_mailbox_empty_mt(const struct kvbm_mailbox *box) {
         if (!lane_empty(box->threads[__builtin_ctzll(dirty)]))
             return false;
     }
-    return (atomic_load_explicit(&box->credit_waiters, memory_order_relaxed) == NULL &&
-            atomic_load_explicit(&box->credit_fifo, memory_order_relaxed) == NULL) ||
-           !credit_due(box);
+    return stack_empty(&box->credit_waiters, &box->credit_fifo) || !credit_due(box);
 }
 
 uint32_t kvbm_mailbox_depth_mt(const struct kvbm_mailbox *box) {
-    uint32_t depth = ck_ring_size(&box->control->ring) + ck_ring_size(&box->data->ring);
+    uint32_t depth =
+        places_used(&box->control_reserved, &box->control_taken) + places_used(&box->data_reserved, &box->data_taken);
     for (uint32_t i = 0; i < KVBM_THREAD_COUNT_MAX; i++)
         depth += ck_ring_size(&box->threads[i]->ring);
     return depth;

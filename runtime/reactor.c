@@ -252,6 +252,10 @@ bool kvbm_reactor_park(struct kvbm_reactor *r, uint64_t *timer_ns) {
         return false;
     r->timer_armed_ns = kvbm_deadlines_next_ns(&r->deadlines);
     *timer_ns = r->timer_armed_ns;
+    /* A producer that saw the PARKED of an attempt which found work set this while we ran, and its signal may have been
+     * consumed since. Whoever sets it from here on also sends its signal from here on. Relaxed: the exchange below is
+     * the fence between this and the look at the lanes, as in kvbm_reactor_take. */
+    atomic_store_explicit(&r->wake_pending, 0, memory_order_relaxed);
     /* Release: everything the owner wrote; pairs with the acquire in try_borrow and kvbm_reactor_take. Then the fence
      * of the wake protocol; pairs with the one at the end of each post. */
     atomic_exchange_explicit(&r->state, KVBM_REACTOR_PARKED, memory_order_seq_cst);

@@ -14,7 +14,8 @@
  * No message is lost: a producer enqueues, fences, loads `state`, and wakes the reactor if it reads PARKED. The parker
  * (thread or borrower) stores PARKED, fences, re-checks the lanes. One of the two sees the other. A producer that reads
  * BORROWED or RUNNING relies on that owner's re-check. `wake_pending` limits wake-ups to one a sleep: it is exchanged
- * by the producer before os wake, and cleared by the thread after it took the reactor and before it looks at the lanes.
+ * by the producer before os wake, and cleared by the thread when it parks and after it took the reactor, both before it
+ * looks at the lanes.
  *
  * Return lanes (retlane.h) do not wake anybody: they are drained at the start of each turn, so an actor that waits for
  * a returned id says so (`kvbm_reactor_want_returns`), and then a push wakes like a message.

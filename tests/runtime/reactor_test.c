@@ -320,6 +320,21 @@ START_TEST(post_wakes_a_parked_reactor_once_a_sleep_and_a_running_one_never) {
 }
 END_TEST
 
+START_TEST(wake_up_that_hit_a_moment_s_parking_does_not_silence_the_next_sleep) {
+    open_reactor();
+    /* What is left when a producer saw PARKED, the re-check found its message and took the reactor back, and the driver
+     * consumed the signal while it ran. */
+    atomic_store(&r->wake_pending, 1);
+    park();
+    ck_assert_uint_eq(r->wake_pending, 0);
+    ck_assert_int_eq(post(0), 0);
+    ck_assert_uint_eq(wakes, 1);
+    ck_assert(kvbm_reactor_take(r));
+    kvbm_reactor_turn(r, 64);
+    close_reactor();
+}
+END_TEST
+
 START_TEST(replies_and_credit_requests_wake_too) {
     open_reactor();
     struct kvbm_reactor *first = r;
@@ -878,7 +893,8 @@ SUPPORT_MAIN("reactor", reactor_opens_running_and_a_failed_open_leaves_nothing_m
              turn_runs_at_most_its_budget, turn_of_one_message_is_one_hop, operations_under_way_end_before_others_begin,
              actors_that_talk_for_ever_do_not_starve_the_lanes, control_messages_overtake_requests,
              post_clears_the_reply_flag_of_a_recycled_message, reactor_with_work_does_not_park,
-             post_wakes_a_parked_reactor_once_a_sleep_and_a_running_one_never, replies_and_credit_requests_wake_too,
+             post_wakes_a_parked_reactor_once_a_sleep_and_a_running_one_never,
+             wake_up_that_hit_a_moment_s_parking_does_not_silence_the_next_sleep, replies_and_credit_requests_wake_too,
              call_on_a_parked_reactor_is_handled_before_it_returns, call_on_a_running_reactor_is_queued,
              call_on_an_unborrowable_reactor_is_queued_and_wakes, call_comes_after_what_stood_in_the_lanes,
              settle_runs_what_this_thread_posted, borrower_wakes_the_thread_that_wants_the_reactor_back,
