@@ -5,8 +5,8 @@
     async with aio.BlockManager(num_layers=32, page_size=16, inner_dim=4096) as manager:
         blocks = await manager.allocate_blocks(4)
 
-Works on asyncio and uvloop, with several loops in several threads. An operation that is answered at once is awaited without
-a turn of the loop. Cancelling a task cancels its operation; its blocks come back when that is settled.
+Works on asyncio and uvloop, with several loops in several threads. An operation that is answered at once is awaited
+without a turn of the loop. Cancelling a task cancels its operation; its blocks come back when that is settled.
 """
 
 from dynamo_llm._kvbm import AsyncBlockManager as BlockManager

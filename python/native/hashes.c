@@ -186,7 +186,14 @@ static int hashes_buffer(PyObject *object, Py_buffer *view, int flags) {
     return PyBuffer_FillInfo(view, object, (void *)(uintptr_t)keys_of(self), self->count * KEY_BYTES, 1, flags);
 }
 
+/* What CPython 3.12 and later have for every exporter, and type checkers look for. */
+static PyObject *hashes_memoryview(PyObject *self, PyObject *flags) {
+    (void)flags;
+    return PyMemoryView_FromObject(self);
+}
+
 static PyMethodDef methods[] = {
+    {"__buffer__", hashes_memoryview, METH_O, "__buffer__($self, flags, /)\n--\n\nA read-only memoryview."},
     {"index", hashes_index, METH_VARARGS,
      "index($self, value, start=0, stop=9223372036854775807, /)\n--\n\n"
      "Index of the first equal hash; ValueError if there is none."},

@@ -17,7 +17,7 @@
 #define OVERLOAD_NS UINT64_C(1000000000)
 /* Less than this is not to wait: a deadline that has passed at submit would refuse blocks that are there. */
 #define TIMEOUT_MIN_NS UINT64_C(1000)
-#define TTL_FOREVER UINT64_C(0)
+#define TTL_FOREVER    UINT64_C(0)
 
 const char *pyk_request_name(const struct pyk_request *request) {
     switch (request->kind) {

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kvbm_tools import free, host, plain
 
 import dynamo_llm
 from dynamo_llm import InvalidArgumentError, SequenceHashes, aio, hash_tokens
-from kvbm_tools import free, host, plain
 
 BIG = 2**70
 NOT_INTS: list[Any] = [True, False, 1.0, "1", None, [1], b"1"]
 
 
-def refused(call: Callable[[], Any], kind: type[BaseException], name: str) -> None:
+def refused(kind: type[BaseException], name: str, call: Callable[..., Any], /, *args: Any, **options: Any) -> None:
     with pytest.raises(kind) as caught:
-        call()
+        call(*args, **options)
     assert re.search(rf"(^|\W){name}", str(caught.value)), f"{caught.value!r} does not name {name}"
 
 
@@ -47,7 +47,7 @@ def refused(call: Callable[[], Any], kind: type[BaseException], name: str) -> No
 def test_open_refuses_values(cls: Any, name: str, values: list[Any]) -> None:
     good = {"num_layers": 2, "page_size": 4, "inner_dim": 8, "host_blocks": 2}
     for value in values:
-        refused(lambda value=value: cls(**{**good, name: value}), InvalidArgumentError, name)
+        refused(InvalidArgumentError, name, cls, **{**good, name: value})
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_open_refuses_values(cls: Any, name: str, values: list[Any]) -> None:
 def test_open_refuses_types(name: str, values: list[Any]) -> None:
     good = {"num_layers": 2, "page_size": 4, "inner_dim": 8, "host_blocks": 2}
     for value in values:
-        refused(lambda value=value: dynamo_llm.BlockManager(**{**good, name: value}), TypeError, name)
+        refused(TypeError, name, dynamo_llm.BlockManager, **{**good, name: value})
 
 
 def test_open_refuses_calls() -> None:
     make: Any = dynamo_llm.BlockManager
-    refused(lambda: make(1, 2), TypeError, "inner_dim")
-    refused(lambda: make(1, 2, 3, None, 0, 2), TypeError, "positional")
-    refused(lambda: make(1, 2, 3, wrong=4), TypeError, "wrong")
-    refused(lambda: make(1, 2, 3, num_layers=4), TypeError, "num_layers")
+    refused(TypeError, "inner_dim", make, 1, 2)
+    refused(TypeError, "positional", make, 1, 2, 3, None, 0, 2)
+    refused(TypeError, "wrong", make, 1, 2, 3, wrong=4)
+    refused(TypeError, "num_layers", make, 1, 2, 3, num_layers=4)
     manager = plain(2)
     with pytest.raises(RuntimeError, match="__init__ was called before"):
         manager.__init__(2, 4, 8)  # type: ignore[misc]
@@ -91,22 +91,23 @@ def test_open_without_the_memory() -> None:
 
 
 def test_allocate_refuses() -> None:
+    value: Any
     manager = plain(4)
     pool = host(manager)
     for owner in (manager, pool):
         allocate: Any = owner.allocate_blocks
         for value in (0, -1, 2**20 + 1, BIG, -BIG):
-            refused(lambda value=value: allocate(value), InvalidArgumentError, "count")
+            refused(InvalidArgumentError, "count", allocate, value)
         for value in NOT_INTS:
-            refused(lambda value=value: allocate(value), TypeError, "count")
+            refused(TypeError, "count", allocate, value)
         for value in (-1, -0.001, math.nan, math.inf, -math.inf, 1.1e9, BIG, -BIG, 10**400):
-            refused(lambda value=value: allocate(1, timeout=value), InvalidArgumentError, "timeout")
+            refused(InvalidArgumentError, "timeout", allocate, 1, timeout=value)
         for value in (True, "1", b"", [1]):
-            refused(lambda value=value: allocate(1, timeout=value), TypeError, "timeout")
-        refused(lambda: allocate(), TypeError, "count")
-        refused(lambda: allocate(1, 2), TypeError, "positional")
-        refused(lambda: allocate(1, tiemout=2), TypeError, "tiemout")
-        refused(lambda: allocate(1, count=2), TypeError, "count")
+            refused(TypeError, "timeout", allocate, 1, timeout=value)
+        refused(TypeError, "count", allocate)
+        refused(TypeError, "positional", allocate, 1, 2)
+        refused(TypeError, "tiemout", allocate, 1, tiemout=2)
+        refused(TypeError, "count", allocate, 1, count=2)
         assert len(allocate(np.int64(2))) == 2
         assert len(allocate(count=2, timeout=np.float64(0))) == 2
         assert len(allocate(1, timeout=1e-12)) == 1
@@ -119,71 +120,73 @@ def test_hashes_refused() -> None:
     good = hash_tokens(range(8), 4)
     calls: list[Callable[[Any], Any]] = [pool.match_sequence_hashes, pool.contains, SequenceHashes]
     for call in calls:
-        refused(lambda call=call: call(b"x" * 17), InvalidArgumentError, "hashes")
-        refused(lambda call=call: call([good[0], b"short"]), InvalidArgumentError, r"hashes\[1\]: must be 16 bytes, not 5")
-        refused(lambda call=call: call([good[0], "x" * 16]), TypeError, r"hashes\[1\]")
-        refused(lambda call=call: call([1, 2]), TypeError, r"hashes\[0\]")
-        refused(lambda call=call: call("x" * 16), TypeError, "hashes")
-        refused(lambda call=call: call(5), TypeError, "hashes")
+        refused(InvalidArgumentError, "hashes", call, b"x" * 17)
+        refused(InvalidArgumentError, r"hashes\[1\]: must be 16 bytes, not 5", call, [good[0], b"short"])
+        refused(TypeError, r"hashes\[1\]", call, [good[0], "x" * 16])
+        refused(TypeError, r"hashes\[0\]", call, [1, 2])
+        refused(TypeError, "hashes", call, "x" * 16)
+        refused(TypeError, "hashes", call, 5)
         for same in (good, bytes(good), list(good), tuple(good), bytearray(bytes(good)), memoryview(good)):
             assert len(call(same)) in (0, 2)
-    refused(lambda: pool.contains([None]), TypeError, "hashes")  # type: ignore[list-item]
+    refused(TypeError, "hashes", pool.contains, [None])
 
 
 def test_register_refuses() -> None:
+    value: Any
     manager = plain(8)
     pool = host(manager)
     blocks = manager.allocate_blocks(2)
     register: Any = pool.register_blocks
-    refused(lambda: register(), TypeError, "blocks")
+    refused(TypeError, "blocks", register)
     for value in (None, 1, "x", blocks[0], {"a"}):
-        refused(lambda value=value: register(value), TypeError, "blocks")
-    refused(lambda: register([blocks[0], blocks[1][0]]), TypeError, r"blocks\[1\]")
-    refused(lambda: register(blocks, range(7)), dynamo_llm.IncompleteBlockError, "tokens: 7 do not fill 2 blocks")
-    refused(lambda: register(blocks, range(9)), InvalidArgumentError, "tokens: must be 8")
-    refused(lambda: register(blocks, [0] * 7 + [-1]), InvalidArgumentError, r"tokens\[7\]: must be 0")
-    refused(lambda: register(blocks, [0] * 7 + [2**32]), InvalidArgumentError, r"tokens\[7\]")
-    refused(lambda: register(blocks, [0] * 7 + [BIG]), InvalidArgumentError, r"tokens\[7\]")
-    refused(lambda: register(blocks, [0] * 7 + [True]), TypeError, r"tokens\[7\]")
-    refused(lambda: register(blocks, [0] * 7 + [0.5]), TypeError, r"tokens\[7\]")
+        refused(TypeError, "blocks", register, value)
+    refused(TypeError, r"blocks\[1\]", register, [blocks[0], blocks[1][0]])
+    refused(dynamo_llm.IncompleteBlockError, "tokens: 7 do not fill 2 blocks", register, blocks, range(7))
+    refused(InvalidArgumentError, "tokens: must be 8", register, blocks, range(9))
+    refused(InvalidArgumentError, r"tokens\[7\]: must be 0", register, blocks, [0] * 7 + [-1])
+    refused(InvalidArgumentError, r"tokens\[7\]", register, blocks, [0] * 7 + [2**32])
+    refused(InvalidArgumentError, r"tokens\[7\]", register, blocks, [0] * 7 + [BIG])
+    refused(TypeError, r"tokens\[7\]", register, blocks, [0] * 7 + [True])
+    refused(TypeError, r"tokens\[7\]", register, blocks, [0] * 7 + [0.5])
     for value in ("abcdefgh", b"abcdefgh", 5, np.zeros(8, np.float32), np.zeros((2, 4), np.int32)):
-        refused(lambda value=value: register(blocks, value), TypeError, "tokens")
-    refused(lambda: register(blocks, np.full(8, -1, np.int32)), InvalidArgumentError, "tokens")
-    refused(lambda: register(blocks, np.full(8, 2**33, np.int64)), InvalidArgumentError, "tokens")
+        refused(TypeError, "tokens", register, blocks, value)
+    refused(InvalidArgumentError, "tokens", register, blocks, np.full(8, -1, np.int32))
+    refused(InvalidArgumentError, "tokens", register, blocks, np.full(8, 2**33, np.int64))
     hashes = hash_tokens(range(8), 4)
-    refused(lambda: register(blocks, hashes=hashes[:1]), InvalidArgumentError, "hashes: must be 2")
-    refused(lambda: register(blocks, range(8), hashes=hashes), InvalidArgumentError, "hashes")
-    refused(lambda: register(blocks, salt="x", hashes=hashes), InvalidArgumentError, "salt")
-    refused(lambda: register(blocks, range(8), salt=1.5), TypeError, "salt")
-    refused(lambda: register(blocks, range(8), salt=-1), InvalidArgumentError, "salt")
-    refused(lambda: register(blocks, range(8), salt=2**64), InvalidArgumentError, "salt")
-    refused(lambda: register(blocks, range(8), parent=b"short"), InvalidArgumentError, "parent")
-    refused(lambda: register(blocks, range(8), parent="x" * 16), TypeError, "parent")
-    refused(lambda: register(blocks, priority=8), InvalidArgumentError, "priority")
-    refused(lambda: register(blocks, priority=True), TypeError, "priority")
-    refused(lambda: register(blocks, priority_ttl=-1), InvalidArgumentError, "priority_ttl")
-    refused(lambda: register(blocks, keep_duplicates=1), TypeError, "keep_duplicates")
-    refused(lambda: register(blocks, None, None, hashes), TypeError, "positional")
+    refused(InvalidArgumentError, "hashes: must be 2", register, blocks, hashes=hashes[:1])
+    refused(InvalidArgumentError, "hashes", register, blocks, range(8), hashes=hashes)
+    refused(InvalidArgumentError, "salt", register, blocks, salt="x", hashes=hashes)
+    refused(TypeError, "salt", register, blocks, range(8), salt=1.5)
+    refused(InvalidArgumentError, "salt", register, blocks, range(8), salt=-1)
+    refused(InvalidArgumentError, "salt", register, blocks, range(8), salt=2**64)
+    refused(InvalidArgumentError, "parent", register, blocks, range(8), parent=b"short")
+    refused(TypeError, "parent", register, blocks, range(8), parent="x" * 16)
+    refused(InvalidArgumentError, "priority", register, blocks, priority=8)
+    refused(TypeError, "priority", register, blocks, priority=True)
+    refused(InvalidArgumentError, "priority_ttl", register, blocks, priority_ttl=-1)
+    refused(TypeError, "keep_duplicates", register, blocks, keep_duplicates=1)
+    refused(TypeError, "positional", register, blocks, None, None, hashes)
     assert [block.state for block in blocks] == ["partial", "partial"]
     assert len(register(blocks, np.arange(8, dtype=np.uint32), 7, priority=7, priority_ttl=0)) == 2
 
 
 def test_hash_tokens_refuses() -> None:
     call: Any = hash_tokens
-    refused(lambda: call([1]), TypeError, "page_size")
+    refused(TypeError, "page_size", call, [1])
     for value in (0, -1, 65537):
-        refused(lambda value=value: call([1], value), InvalidArgumentError, "page_size")
-    refused(lambda: call([1], 4.0), TypeError, "page_size")
-    refused(lambda: call([1], 4, "salt"), TypeError, "positional")
-    refused(lambda: call("text", 4), TypeError, "tokens")
+        refused(InvalidArgumentError, "page_size", call, [1], value)
+    refused(TypeError, "page_size", call, [1], 4.0)
+    refused(TypeError, "positional", call, [1], 4, "salt")
+    refused(TypeError, "tokens", call, "text", 4)
 
 
 def test_closing_refuses() -> None:
+    value: Any
     manager: Any = plain(1)
     for value in (-1, math.nan, math.inf):
-        refused(lambda value=value: manager.close(value), InvalidArgumentError, "timeout")
+        refused(InvalidArgumentError, "timeout", manager.close, value)
     for value in (None, "1"):
-        refused(lambda value=value: manager.close(value), TypeError, "timeout")
+        refused(TypeError, "timeout", manager.close, value)
     assert not manager.closed
 
 

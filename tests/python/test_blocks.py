@@ -4,13 +4,14 @@ import array
 import gc
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from kvbm_tools import free, host, plain
 
 import dynamo_llm
 from dynamo_llm import DType, SequenceHashes, hash_tokens
-from kvbm_tools import free, host, plain
 
 
 def test_dropping_a_list_gives_its_blocks_back() -> None:
@@ -164,12 +165,12 @@ def test_own_tokens_and_anonymous_registration() -> None:
     with pytest.raises(dynamo_llm.IncompleteBlockError, match=r"blocks\[0\] has 2 tokens of 4"):
         pool.register_blocks(blocks)
     blocks[0].append_tokens(array.array("I", [3, 4]))
-    assert blocks[0].state == "complete"
+    assert str(blocks[0].state) == "complete"
     with pytest.raises(dynamo_llm.IncompleteBlockError, match="have no tokens"):
         pool.register_blocks(blocks)
     with pytest.raises(dynamo_llm.InvalidArgumentError, match="do not fit"):
         blocks[0].append_tokens([5])
-    blocks[1].set_tokens(np.arange(5, 9, dtype=np.uint32))
+    blocks[1].set_tokens(np.arange(5, 9, dtype=np.uint32))  # type: ignore[arg-type]
     parent = b"p" * 16
     registered = pool.register_blocks(blocks, parent=parent)
     assert registered.sequence_hashes() == hash_tokens(range(1, 9), 4, parent=parent)
@@ -272,6 +273,7 @@ def test_closing() -> None:
         blocks = manager.allocate_blocks(2)
         view = np.from_dlpack(blocks[0])
         view[...] = 4
+    held = [blocks]
     assert manager.closed
     manager.close()
     for call in (
@@ -279,12 +281,13 @@ def test_closing() -> None:
         lambda: pool.match_sequence_hashes([b"x" * 16]),
         lambda: pool.match_sequence_hashes([]),
         lambda: pool.contains([b"x" * 16]),
-        lambda: pool.register_blocks(blocks),
+        lambda: pool.register_blocks(held[0]),
     ):
         with pytest.raises(dynamo_llm.ClosedError):
             call()
     assert np.from_dlpack(blocks[0]).max() == 4
     blocks.release()
+    held.clear()
     del blocks
     assert view.min() == 4
 
@@ -344,7 +347,7 @@ def test_hash_tokens_reads_every_kind_of_input() -> None:
     tokens = list(range(1000, 1019))
     hashes = hash_tokens(tokens, 4)
     assert len(hashes) == 4
-    inputs = [
+    inputs: list[Any] = [
         tuple(tokens),
         array.array("I", tokens),
         array.array("i", tokens),
@@ -355,7 +358,7 @@ def test_hash_tokens_reads_every_kind_of_input() -> None:
         np.array(tokens, np.uint64),
         range(1000, 1019),
         [np.int64(token) for token in tokens],
-        memoryview(np.array(tokens, np.uint32)),
+        memoryview(array.array("I", tokens)),
     ]
     assert all(hash_tokens(each, 4) == hashes for each in inputs)
     assert hash_tokens(tokens[8:], 4, parent=hashes[1]) == hashes[2:4]

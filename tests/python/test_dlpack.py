@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kvbm_tools import asynchronous, free, host, plain, run, wait_until
 
 import dynamo_llm
 from dynamo_llm import DType
-from kvbm_tools import asynchronous, free, host, plain, run, wait_until
 
 TORCH = {
     DType.FP8_E4M3: torch.float8_e4m3fn,
@@ -98,7 +98,7 @@ def test_copies() -> None:
     array[...] = 0
     assert copy.ravel().tolist() == list(range(copy.size))
     one_layer = np.from_dlpack(block[1], copy=True)
-    one_layer += 1
+    one_layer[...] = 1
     assert array.max() == 0
     assert np.from_dlpack(block, copy=False).ctypes.data == array.ctypes.data
     del block, array
@@ -112,9 +112,10 @@ def test_arguments_of_dlpack() -> None:
         block.__dlpack__(stream=1)
     with pytest.raises(BufferError, match=r"dl_device: .* not \(2, 0\)"):
         block.__dlpack__(dl_device=(2, 0))
+    bad: dict[str, Any]
     for bad in ({"max_version": 1}, {"max_version": (1,)}, {"max_version": ("1", "0")}, {"dl_device": [1, 0]}):
         with pytest.raises(TypeError, match=next(iter(bad))):
-            block.__dlpack__(**bad)  # type: ignore[arg-type]
+            block.__dlpack__(**bad)
     with pytest.raises(TypeError, match="copy"):
         block.__dlpack__(copy=1)  # type: ignore[arg-type]
     with pytest.raises(dynamo_llm.InvalidArgumentError, match="max_version"):
@@ -126,8 +127,9 @@ def test_arguments_of_dlpack() -> None:
 
 def test_capsules_that_nobody_takes_are_freed() -> None:
     manager = plain(1)
+    options: dict[str, Any]
     for options in ({}, {"max_version": (1, 0)}, {"copy": True}):
-        capsule = manager.allocate_blocks(1)[0].__dlpack__(**options)  # type: ignore[arg-type]
+        capsule = manager.allocate_blocks(1)[0].__dlpack__(**options)
         assert free(manager) == (1 if "copy" in options else 0)
         del capsule
         assert free(manager) == 1

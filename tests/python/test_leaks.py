@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kvbm_tools import ahost, asynchronous, each_loop, free, host, plain, run
 
 import dynamo_llm
 from dynamo_llm import aio, hash_tokens
-from kvbm_tools import ahost, asynchronous, each_loop, free, host, plain, run
 
 ITERATIONS = 100_000
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -159,6 +159,7 @@ async def measure_async(step: Callable[[], Awaitable[None]], iterations: int) ->
 def test_a_hundred_thousand_awaits() -> None:
     async def main() -> None:
         async with asynchronous(16) as manager:
+
             async def step() -> None:
                 await manager.allocate_blocks(1)
 

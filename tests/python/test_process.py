@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
+from kvbm_tools import ahost, asynchronous, free, host, plain, wait_until
 
 import dynamo_llm
-from kvbm_tools import ahost, asynchronous, free, host, plain, wait_until
 
 
 def script(text: str, timeout: float = 60) -> str:
@@ -27,7 +27,8 @@ def script(text: str, timeout: float = 60) -> str:
 
 
 def test_a_forked_child_is_told_so() -> None:
-    out = script("""
+    out = script(
+        """
         import asyncio, os, sys, warnings
         import dynamo_llm
         from dynamo_llm import aio
@@ -37,6 +38,10 @@ def test_a_forked_child_is_told_so() -> None:
         pool = manager.get_host_pool()
         blocks = manager.allocate_blocks(2)
         other = aio.BlockManager(2, 4, 8, host_blocks=4)
+
+        async def use():
+            await other.allocate_blocks(1)
+
         child = os.fork()
         if child == 0:
             names = []
@@ -57,17 +62,12 @@ def test_a_forked_child_is_told_so() -> None:
             del blocks, pool, manager, other
             os._exit(0)
 
-        async def use():
-            await other.allocate_blocks(1)
-
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert pool.available_blocks() == 2
         del blocks
         assert pool.available_blocks() == 4
-        """.replace("        async def use():\n            await other.allocate_blocks(1)\n\n", "").replace(
-        "        child = os.fork()",
-        "        async def use():\n            await other.allocate_blocks(1)\n        child = os.fork()",
-    ))
+        """
+    )
     assert out == str(["ForkedError"] * 6) + "\n"
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_handler_that_does_not_raise_goes_on_waiting() -> None:
     manager = plain(1)
     held = [manager.allocate_blocks(1)]
     seen: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
     try:
         first = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         second = threading.Timer(0.3, held.clear)
@@ -135,7 +135,7 @@ def test_threads_hammering(borrow: bool) -> None:
                 assert part[0].state == "released"
                 assert len(pool.match_sequence_hashes(registered.sequence_hashes())) == 2
                 assert registered[1].sequence_hash() == registered.sequence_hashes()[1]
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 7)]

@@ -1,4 +1,4 @@
-"""Every example of the specification (spec/*.md, copied word for word) that needs neither a GPU nor vLLM, as written."""
+"""Every example of the specification (spec/*.md, word for word) that needs neither a GPU nor vLLM, as written."""
 
 import ast
 import inspect
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvbm_tools import free
 
 import dynamo_llm
-from kvbm_tools import free
 
 SPEC = Path(__file__).parent / "spec"
 
@@ -136,7 +136,7 @@ def test_numpy_integration(basics: dict[str, Any]) -> None:
     array[...] = 0
     array[0, 0, :64] = 1  # little, since float16 sums overflow early
     execute(example("mean = np.mean(array)"), names)
-    assert names["normalized"].shape == (2, 16, 4096)  # type: ignore[attr-defined]
+    assert names["normalized"].shape == (2, 16, 4096)
 
 
 def test_error_handling(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from kvbm_tools import host, plain
 
 import dynamo_llm
 from dynamo_llm import hash_tokens
-from kvbm_tools import host, plain
 
 CAPACITY = 12
 
@@ -46,7 +46,7 @@ class Bookkeeping(RuleBasedStateMachine):
             blocks = self.manager.allocate_blocks(count)
         except dynamo_llm.OutOfBlocksError as error:
             assert count > room
-            assert (error.requested, error.available) == (count, room)
+            assert (error.requested, error.available) == (count, room)  # noqa: PT017
             return {"blocks": None, "ids": [], "hashes": None}
         assert count <= room
         assert not {block.block_id for block in blocks} & set(self.holds)
@@ -75,7 +75,7 @@ class Bookkeeping(RuleBasedStateMachine):
     def match(self, seed: int, count: int) -> dict[str, Any]:
         hashes = hash_tokens([seed] * 4 * count, 4)
         resident = self.pool.contains(hashes)
-        prefix = (resident + [False]).index(False)
+        prefix = [*resident, False].index(False)
         blocks = self.pool.match_sequence_hashes(hashes)
         assert len(blocks) == prefix
         assert [block.sequence_hash() for block in blocks] == list(hashes)[:prefix]
