@@ -16,13 +16,16 @@ from tidy_tools import ROOT
 SYSTEM = re.compile(r"(linux-vdso|libc|libm|libpthread|libdl|librt|libgcc_s|ld-linux-x86-64)\.so")
 
 USE = """
-import json, dynamo_llm
-manager = dynamo_llm.BlockManager(
-    worker_id=0, num_layers=2, page_size=4, inner_dim=8, dtype="float32", host_num_blocks=8
-)
-blocks = manager.allocate_blocks(2)
+import asyncio, json, dynamo_llm, dynamo_llm.aio
+shape = dict(num_layers=2, page_size=4, inner_dim=8, host_blocks=8)
+with dynamo_llm.BlockManager(**shape) as manager:
+    blocks = len(manager.allocate_blocks(2))
+async def main():
+    async with dynamo_llm.aio.BlockManager(**shape) as manager:
+        return len(await manager.allocate_blocks(2))
+blocks += asyncio.run(main())
 maps = sorted({line.split()[-1] for line in open("/proc/self/maps") if ".so" in line})
-print(json.dumps({"blocks": len(blocks), "file": dynamo_llm.__file__, "maps": maps}))
+print(json.dumps({"blocks": blocks, "file": dynamo_llm.__file__, "maps": maps}))
 """
 
 
@@ -65,7 +68,7 @@ def test_wheel_runs_in_an_empty_environment(python: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     inside = str(python.parent.parent)
-    assert seen["blocks"] == 2
+    assert seen["blocks"] == 4
     assert seen["file"].startswith(inside)
     # Every library is its own, the interpreter's, or glibc's: this machine's libuv and libxxhash are not used.
     strangers = [
