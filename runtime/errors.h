@@ -27,7 +27,12 @@ extern "C" {
     X(NOBYTES, 2011, "the manager keeps no bytes (bookkeeping only)")                                                  \
     X(SHUTDOWN, 2012, "the operation was ended by the shutdown of its manager")                                        \
     X(LEASES, 2013, "too many leases on one block")                                                                    \
-    X(DUPLICATE, 2014, "the same block appears twice in one request")
+    X(DUPLICATE, 2014, "the same block appears twice in one request")                                                  \
+    X(SHED, 2015, "the device is behind: the write was dropped")                                                       \
+    X(DEGRADED, 2016, "the tier refuses work after errors of its device, until a probe succeeds")                      \
+    X(CORRUPT, 2017, "stored bytes fail their checksum")                                                               \
+    X(FOREIGN, 2018, "the file belongs to another namespace, version, geometry or stripe set")                         \
+    X(LOCKED, 2019, "the file is in use by another process")
 
 enum kvbm_error {
 #define X(name, value, text) KVBM_E##name = value,

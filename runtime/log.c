@@ -92,8 +92,7 @@ void kvbm_log_write_mt(struct kvbm_logger *log, int level, const char *site, con
     size_t length = fitted(vsnprintf(text, sizeof text, format, args), sizeof text);
     va_end(args);
     if (suppressed != 0)
-        length +=
-            fitted(snprintf(text + length, sizeof text - length, " suppressed=%u", suppressed), sizeof text - length);
+        snprintf(text + length, sizeof text - length, " suppressed=%u", suppressed);
     if (log->fn != NULL) {
         log->fn(log->user, level, component, text);
         return;

@@ -9,7 +9,9 @@
  * producers must see in the same compare-and-swap that would push.
  *
  * The eventfd is written at most once a sleep: `armed` is set by the consumer when it has drained everything, then it
- * re-checks; a producer pushes, and writes the fd only if it exchanges armed 1 -> 0. A port opens armed.
+ * re-checks; a producer pushes, and writes the fd only if it exchanges armed 1 -> 0. A port opens armed. (If the
+ * re-check finds a message the consumer, which has just read the fd, writes it itself: readable means that messages may
+ * wait, even for a consumer that stops short of NULL.)
  *
  * A reference goes with each credit and is dropped by the pusher once it has let go of the port, a credit is dropped by
  * the consumer: memory and fd live until the opener and every operation in flight are through.
