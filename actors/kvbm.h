@@ -7,7 +7,8 @@
  *               kvbm_error_text_mt name them.
  *   Threads     `_mt`: any thread. No suffix: the thread that the comment names.
  *   Options     Every option struct starts with `size`; set it to sizeof(the struct) and zero the rest: zero is the
- *               default of every field. A library newer than your header takes the missing fields as zero.
+ *               default of every field. A library newer than your header takes the missing fields as zero; one that is
+ *               older refuses fields that it does not know and that are not zero (-E2BIG).
  *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched
  * until the operation has completed. Fork        In a forked child every call on a manager or port of the parent fails
  * with -KVBM_EFORKED.
@@ -140,9 +141,12 @@ void kvbm_manager_retain_mt(kvbm_manager *manager);
 void kvbm_manager_release_mt(kvbm_manager *manager);
 /* Refuses new operations (-KVBM_ECLOSED), ends pending ones with -KVBM_ESHUTDOWN, delivers every completion, then stops
  * the reactor. Blocks still held stay readable until released and the last reference is dropped.
- * Own thread: any thread but a callback's (-EDEADLK); waits at most timeout_ns, then -ETIMEDOUT with a log line of what
- * holds it, and may be called again. Caller's loop: on the loop's thread; returns at once, and the loop must run until
- * the handles are closed. 0, also when already closed. */
+ * Own thread: any thread but a callback's (-EDEADLK); waits at most timeout_ns (UINT64_MAX: no limit), then -ETIMEDOUT
+ * with a log line of what holds it, and may be called again. Several threads may close at once: all of them wait for
+ * the end. Caller's loop: on the loop's thread (-EPERM elsewhere), outside of callbacks (-EDEADLK); completions are
+ * delivered in the call, which waits for other threads that are just inside a call of theirs, at least a second if need
+ * be
+ * (-ETIMEDOUT: call again); then the loop must run until the handles are closed. 0, also when already closed. */
 int kvbm_manager_close_mt(kvbm_manager *manager, uint64_t timeout_ns);
 bool kvbm_manager_is_closed_mt(const kvbm_manager *manager);
 /* The layout of a pool. NULL if there is no such pool. Lives as long as the manager. */
@@ -267,12 +271,15 @@ int kvbm_wait_mt(kvbm_manager *manager, kvbm_op op, uint64_t timeout_ns, kvbm_co
 /* --------------------------------------------------------------------------------------------------------- blocks */
 
 /* Gives back one hold of each block: a mutable block returns to the pool (its content is lost), a lease on a registered
- * block ends. Cannot fail for want of room, works after close. -KVBM_ESTALE if some handle was stale: the others are
- * released all the same. Within one call later blocks are evicted before earlier ones: pass chains in order. */
+ * block ends. Cannot fail for want of room, works after close. The others are released all the same if some handle was
+ * refused; the code is that of the first: -KVBM_ESTALE, -KVBM_ENOTOWNED (inside a register), -KVBM_EWRONGMANAGER (no
+ * such pool or slot here). Within one call later blocks are evicted before earlier ones: pass chains in order. */
 int kvbm_release_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t count);
-/* One more lease on each registered block; all or none. -KVBM_ESTALE, -KVBM_EMUTABLE, -KVBM_ELEASES. */
+/* One more lease on each registered block; all or none. -KVBM_ESTALE, -KVBM_EMUTABLE, -KVBM_ELEASES,
+ * -KVBM_EWRONGMANAGER.
+ */
 int kvbm_block_retain_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t count);
-/* enum kvbm_block_state, or -KVBM_ESTALE. */
+/* enum kvbm_block_state, or -KVBM_ESTALE, -KVBM_EWRONGMANAGER (as every function of one block below). */
 int kvbm_block_state_mt(kvbm_manager *manager, kvbm_block block);
 /* The holder of a mutable block only: appends tokens. -KVBM_ESTALE, -KVBM_EIMMUTABLE, -EOVERFLOW past the page (nothing
  * is appended), -ENOTSUP without KVBM_OPEN_TRACK_TOKENS. */

@@ -444,7 +444,8 @@ bool kvbm__manager_drained(kvbm_manager *m) {
     /* Sequentially consistent loads after the store of `closed`; see manager.h. Acquire: what ended is seen. */
     if (atomic_load_explicit(&m->closed, memory_order_seq_cst) == 0 ||
         atomic_load_explicit(&m->shutdown_missing, memory_order_seq_cst) != 0 ||
-        atomic_load_explicit(&m->inside, memory_order_seq_cst) != 0)
+        atomic_load_explicit(&m->inside, memory_order_seq_cst) != 0 ||
+        atomic_load_explicit(&m->sweep_sent, memory_order_seq_cst) != 0) /* in a lane: set by a thread inside */
         return false;
     for (uint32_t i = 0; i < m->operations.count; i++) {
         const struct kvbm_operation *op = kvbm_pool_at(&m->operations, i);

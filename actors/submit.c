@@ -51,10 +51,6 @@ static int submit_checks(struct kvbm_manager *m, struct submission *s, bool has_
 /* Copies and checks what all requests share. */
 static int submit_begin(struct kvbm_manager *m, const kvbm_submit *submit, bool has_id, struct submission *s) {
     s->failure = NULL;
-    if (m == NULL)
-        return -EINVAL;
-    if (kvbm_os_forked_mt(m->fork_stamp))
-        return -KVBM_EFORKED;
     if (submit == NULL) {
         s->submit = (kvbm_submit){.size = sizeof(kvbm_submit)};
     } else if (submit->size == sizeof(kvbm_submit)) {
@@ -62,9 +58,13 @@ static int submit_begin(struct kvbm_manager *m, const kvbm_submit *submit, bool 
     } else {
         int rc = kvbm__options_copy(&s->submit, sizeof(s->submit), submit, SUBMIT_LEAST);
         if (rc != 0)
-            return rc;
+            return rc; /* nothing in it can be trusted, `failure` neither */
     }
     s->failure = s->submit.failure;
+    if (m == NULL)
+        return kvbm__fail(s->failure, -EINVAL, NO_INDEX, "manager=NULL: must be given");
+    if (kvbm_os_forked_mt(m->fork_stamp))
+        return kvbm__fail(s->failure, -KVBM_EFORKED, NO_INDEX, "%s", kvbm_error_text_mt(-KVBM_EFORKED));
     return submit_checks(m, s, has_id);
 }
 
