@@ -18,6 +18,7 @@ py_cross_thread_await_two_cpus_uvloop, py_await_gather_64_uvloop, py_tasks_5000_
 import asyncio
 import ctypes
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -27,11 +28,6 @@ from common import ROOT, Summary, note, report, run_async, summarize
 
 import dynamo_llm
 from dynamo_llm import aio
-
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
 
 TASKS = 5000
 ROUNDS_A_TASK = 4
@@ -264,9 +260,11 @@ async def bench(suffix: str) -> None:
 
 def main() -> None:
     asyncio.run(bench(""))
-    if uvloop is None:
+    if importlib.util.find_spec("uvloop") is None:
         note("uvloop is not installed: its variants are left out")
         return
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bench("_uvloop"))
 

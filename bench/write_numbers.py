@@ -2,6 +2,7 @@
 
     python bench/write_numbers.py                  write docs/numbers.md
     python bench/write_numbers.py --run [NAME...]  first run `./dev bench` (or some of it) and keep what it prints
+    python bench/write_numbers.py --lines FILE     first take over JSON lines that `./dev bench` printed into FILE
     python bench/write_numbers.py --check          say whether docs/numbers.md is what would be written
 
 Each file bench/results/<machine>.json holds the JSON lines of one machine, one result a line; a result that is measured
@@ -12,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,24 +102,30 @@ def page() -> str:
     return "\n".join([HEAD, *(section(file) for file in sorted(RESULTS.glob("*.json")))])
 
 
-def measure(file: Path, names: list[str]) -> None:
-    """Runs ./dev bench and merges its lines into the file."""
+def merge(file: Path, lines: Iterable[str]) -> None:
+    """Takes new results over into the file."""
     results = {result["name"]: result for result in load(file)} if file.exists() else {}
-    with subprocess.Popen([ROOT / "dev", "bench", *names], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            result = json.loads(line)
-            results[result["name"]] = result
-            print(f"{result['name']}: {number(result['value'])} {result['unit']}", file=sys.stderr)
-    if process.returncode != 0:
-        sys.exit(f"./dev bench ended with status {process.returncode}")
+    for line in lines:
+        result = json.loads(line)
+        results[result["name"]] = result
+        print(f"{result['name']}: {number(result['value'])} {result['unit']}", file=sys.stderr)
     RESULTS.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps(result) + "\n" for result in results.values()))
+
+
+def measure(file: Path, names: list[str]) -> None:
+    with subprocess.Popen([ROOT / "dev", "bench", *names], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = list(process.stdout)
+    if process.returncode != 0:
+        sys.exit(f"./dev bench ended with status {process.returncode}")
+    merge(file, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes docs/numbers.md from bench/results/.")
     parser.add_argument("--run", action="store_true", help="run ./dev bench first")
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="take over what ./dev bench printed")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if docs/numbers.md is out of date")
     parser.add_argument("--machine", default="host", help="name of the results file, without .json")
     parser.add_argument("names", nargs="*", metavar="NAME", help="with --run: which benchmarks")
@@ -126,6 +134,8 @@ def main() -> None:
         parser.error("NAME needs --run")
     if arguments.run:
         measure(RESULTS / f"{arguments.machine}.json", arguments.names)
+    if arguments.lines is not None:
+        merge(RESULTS / f"{arguments.machine}.json", arguments.lines.read_text().splitlines())
     if arguments.check:
         sys.exit(0 if PAGE.exists() and PAGE.read_text() == page() else f"{PAGE.relative_to(ROOT)} is out of date")
     PAGE.write_text(page())
