@@ -207,7 +207,7 @@ static void settle(struct domain *d) {
 /* A client sleeps: the reactor's thread and the clock go on. */
 static int on_wait(struct sim *sim, _Atomic uint32_t *word, uint32_t expected, uint64_t deadline_ns) {
     struct domain *d = (struct domain *)sim;
-    SIM_CHECK(sim, d->callback_depth == 0 && !sim->on_other, "the library sleeps inside a callback");
+    SIM_CHECK(sim, d->callback_depth == 0, "the library sleeps inside a callback");
     SIM_CHECK(sim, ++d->waits < WAITS_MAX, "the library waits for what never comes");
     for (uint32_t round = 0; round < 200; round++) {
         if (atomic_load(word) != expected || sim_chance(sim, 30))
@@ -279,11 +279,11 @@ static void check_left(struct domain *d) {
     }
 }
 
-/* The head of a group's line must want more than there is. Of those submitted outside of callbacks the oldest is first,
- * and likewise of those from callbacks; where the two meet is not known. */
+/* The head of a group's line must want more than there is. Of those submitted from one place (thread, or inside a
+ * callback) the oldest is first; how the places meet is not known. */
 static void check_line(struct domain *d, uint32_t group) {
     struct sim *sim = &d->sim;
-    const struct domain_op *heads[2] = {NULL, NULL};
+    const struct domain_op *heads[FROM_COUNT] = {NULL};
     uint32_t standing = 0;
     bool certain = d->orphans == 0;
     for (uint32_t i = 0; i < DOMAIN_OPS; i++) {
@@ -292,8 +292,8 @@ static void check_line(struct domain *d, uint32_t group) {
             continue;
         certain = certain && op->port < 0 && op->delivery != DELIVER_WAIT;
         standing++;
-        if (heads[op->in_callback] == NULL || heads[op->in_callback]->sequence > op->sequence)
-            heads[op->in_callback] = op;
+        if (heads[op->from] == NULL || heads[op->from]->sequence > op->sequence)
+            heads[op->from] = op;
     }
     settle(d);
     if (!certain)
@@ -307,7 +307,7 @@ static void check_line(struct domain *d, uint32_t group) {
         return;
     uint64_t available = stats.free_blocks + stats.cached_blocks;
     bool short_of = standing == 0;
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < FROM_COUNT; i++)
         short_of |= heads[i] != NULL && heads[i]->used && !heads[i]->completed && heads[i]->count > available;
     SIM_CHECK(sim, short_of, "group %u: the line's head could be served: %llu blocks are available", group,
               (unsigned long long)available);
@@ -401,6 +401,8 @@ static void step(struct domain *d) {
         domain_drive(d);
     else if (choice < d->drive_permille + d->clock_permille)
         clock_step(d);
+    else if (sim_chance(sim, d->other_permille))
+        domain_other_step(d);
     else
         domain_client_step(d);
     if (d->exact)

@@ -50,6 +50,8 @@ enum domain_action {
     ACT_COUNT
 };
 
+enum domain_from { FROM_MAIN, FROM_CALLBACK, FROM_OTHER, FROM_COUNT };
+
 enum domain_delivery { DELIVER_CALLBACK, DELIVER_PORT, DELIVER_PORT_OR_CALLBACK, DELIVER_WAIT };
 
 struct domain_key {
@@ -92,9 +94,11 @@ struct domain_group {
 };
 
 struct domain_op {
-    bool used, submitting, completed, accepted, cancelled, in_callback, orphan;
-    bool waited_on; /* a thread is inside kvbm_wait_mt for it */
-    bool stood;     /* was seen in line */
+    bool used, submitting, completed, accepted, cancelled, orphan;
+    bool no_out_keys; /* asked for the keys one by one */
+    uint8_t from;     /* enum domain_from: what was submitted from one place comes in order */
+    bool waited_on;   /* a thread is inside kvbm_wait_mt for it */
+    bool stood;       /* was seen in line */
     uint8_t kind, delivery, group;
     int8_t port;
     uint16_t count;
@@ -171,6 +175,7 @@ bool domain_reactor_idle(const struct domain *d);
 void domain_run_dry(struct domain *d);
 
 /* sim_submit.c */
+void domain_other_step(struct domain *d);
 void domain_allocate(struct domain *d);
 void domain_register(struct domain *d);
 void domain_match(struct domain *d);

@@ -81,16 +81,22 @@ static void compare_victims(struct domain *d, const struct domain_op *op, uint32
 void exact_allocated(struct domain *d, struct domain_op *op, const kvbm_completion *c) {
     const struct domain_group *g = &d->groups[op->group];
     uint32_t free_count = 0, cached_count = 0;
-    bool waiters = false;
+    bool waiters = false, older = false;
     for (uint32_t i = 0; i < g->capacity; i++) {
         free_count += idle(&g->slots[i]);
         cached_count += cached(&g->slots[i]);
     }
-    for (uint32_t i = 0; i < DOMAIN_OPS; i++)
-        waiters |= d->ops[i].used && &d->ops[i] != op && d->ops[i].group == op->group && d->ops[i].accepted &&
-                   !d->ops[i].completed && d->ops[i].kind == KVBM_OP_ALLOCATE;
+    for (uint32_t i = 0; i < DOMAIN_OPS; i++) {
+        const struct domain_op *other = &d->ops[i];
+        if (!other->used || other == op || other->group != op->group || !other->accepted || other->completed ||
+            other->kind != KVBM_OP_ALLOCATE)
+            continue;
+        waiters = true;
+        older |= other->sequence < op->sequence;
+    }
     sim_event(&d->sim, SIM_EXACT, KVBM_OP_ALLOCATE, free_count + cached_count);
     if (c->status == 0) {
+        SIM_CHECK(&d->sim, !older, "an allocation of %u passed those that stand in line", op->count);
         SIM_CHECK(&d->sim, op->count <= free_count + cached_count, "%u blocks were had of %u", op->count,
                   free_count + cached_count);
         compare_victims(d, op, op->count > free_count ? op->count - free_count : 0);

@@ -81,7 +81,7 @@ static struct domain_op *op_new(struct domain *d, int kind) {
         op->port = -1;
         op->group = (uint8_t)sim_below(&d->sim, d->group_count);
         op->sequence = ++d->op_sequence;
-        op->in_callback = d->callback_depth != 0;
+        op->from = (uint8_t)(d->sim.on_other ? FROM_OTHER : d->callback_depth != 0 ? FROM_CALLBACK : FROM_MAIN);
         return op;
     }
     return NULL;
@@ -380,7 +380,8 @@ static void register_fill(struct domain *d, struct domain_op *op, kvbm_register_
     args->priority = op->priority;
     args->priority_ttl_ns = op->priority_ttl_ns;
     args->out_blocks = op->out_blocks;
-    args->out_keys = op->out_keys;
+    op->no_out_keys = sim_chance(&d->sim, 300);
+    args->out_keys = op->no_out_keys ? NULL : op->out_keys;
     args->out_duplicate = op->out_duplicate;
 }
 
@@ -571,6 +572,8 @@ static void registered(struct domain *d, struct domain_op *op, const kvbm_comple
         uint16_t key = op->key_ids[i];
         bool anonymous = (op->args_flags & KVBM_REGISTER_ANONYMOUS) != 0, duplicate = op->out_duplicate[i];
         bool keep = (op->args_flags & KVBM_REGISTER_KEEP_DUPLICATES) != 0;
+        if (op->no_out_keys)
+            SIM_CHECK(sim, kvbm_block_key_mt(d->manager, op->out_blocks[i], &op->out_keys[i]) == 0, "key of a block");
         if (op->lost[i])
             SIM_CHECK(sim, duplicate && !keep, "a block was handed to another inside its registration");
         else
@@ -703,6 +706,10 @@ static void other_step(void *arg) {
     domain_client_step(d);
 }
 
+void domain_other_step(struct domain *d) {
+    sim_other_run(&d->sim, other_step, d);
+}
+
 static void on_done(void *user, const kvbm_completion *completion) {
     struct domain *d = current;
     struct sim *sim = &d->sim;
@@ -724,6 +731,6 @@ static void on_done(void *user, const kvbm_completion *completion) {
         domain_client_step(d);
     }
     if (!d->exact && d->callback_depth == 1 && !sim->on_other && sim_chance(sim, d->other_permille))
-        sim_other_run(sim, other_step, d);
+        domain_other_step(d);
     d->callback_depth--;
 }
