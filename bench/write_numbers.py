@@ -54,6 +54,14 @@ def target(result: dict[str, Any]) -> tuple[str, str]:
     return number(wanted["value_max"]), "yes" if result["value"] <= wanted["value_max"] else "**no**"
 
 
+def reference_text(reference: dict[str, Any] | None) -> str:
+    if reference is None:
+        return ""
+    # A target's name says its value.
+    name: str = reference["name"]
+    return name if name.startswith("target") else f"{name}: {number(reference['value'])}"
+
+
 def row(result: dict[str, Any]) -> str:
     reference = result["reference"]
     low, high = result["spread"]
@@ -68,7 +76,7 @@ def row(result: dict[str, Any]) -> str:
         number(result["value"]),
         f"{number(low)} to {number(high)}",
         result["unit"],
-        f"{reference['name']}: {number(reference['value'])}" if reference else "",
+        reference_text(reference),
         number(result["ratio"]),
         wanted,
         met,
