@@ -405,7 +405,7 @@ static PyObject *block_compare(PyObject *a, PyObject *b, int operation) {
 }
 
 static Py_hash_t block_hash(PyObject *self) {
-    Py_hash_t hash = (Py_hash_t)(holder_of(self)->handle.bits ^ (uint64_t)(uintptr_t)core_of(self));
+    Py_hash_t hash = (Py_hash_t)(kvbm_block_slot(holder_of(self)->handle) ^ (uint64_t)(uintptr_t)core_of(self));
     return hash == -1 ? -2 : hash;
 }
 

@@ -239,6 +239,9 @@ static PySendResult wait_for_credit(struct pyk_operation_object *self, struct py
         Py_XDECREF(expire);
         Py_XDECREF(delay);
         if (self->timer == NULL) {
+            self->request = NULL;
+            self->state = PYK_OP_DONE;
+            pyk_request_free(request);
             return PYGEN_ERROR;
         }
     }

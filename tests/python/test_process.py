@@ -119,6 +119,23 @@ def test_a_waiting_call_lets_other_threads_run() -> None:
     assert free(manager) == 2
 
 
+def test_without_a_free_operation_slot_a_plain_call_is_refused_in_the_end() -> None:
+    manager = plain(1, max_operations=16)
+    held = manager.allocate_blocks(1)
+    threads = [threading.Thread(target=lambda: manager.allocate_blocks(1, timeout=None)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: host(manager).stats()["waiting_count"] == 16)
+    begun = time.monotonic()
+    with pytest.raises(dynamo_llm.OverloadedError):
+        manager.allocate_blocks(1)
+    assert 0.5 < time.monotonic() - begun < 10
+    held.release()
+    for thread in threads:
+        thread.join()
+    assert len(manager.allocate_blocks(1)) == 1
+
+
 @pytest.mark.parametrize("borrow", [True, False])
 def test_threads_hammering(borrow: bool) -> None:
     manager = plain(64, borrow=borrow)
