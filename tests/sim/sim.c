@@ -127,11 +127,16 @@ static void report(struct sim *sim, const char *what) {
     fflush(stderr);
 }
 
+static const int crashes[] = {SIGABRT, SIGSEGV, SIGBUS, SIGFPE};
+#define CRASH_COUNT (sizeof crashes / sizeof crashes[0])
+static struct sigaction crash_before[CRASH_COUNT]; /* a sanitizer's, perhaps */
+
 /* A panic or a crash inside the library: say which run it was, then die as before. The process is lost anyway, so the
  * handler may use stdio. */
 static void on_crash(int number) {
     struct sim *sim = running;
-    signal(number, SIG_DFL);
+    for (size_t i = 0; i < CRASH_COUNT; i++)
+        sigaction(crashes[i], &crash_before[i], NULL);
     if (sim != NULL && !sim->options.quiet)
         report(sim, number == SIGABRT ? "the library panicked (above)" : "the library crashed");
     raise(number);
@@ -331,10 +336,10 @@ static unsigned os_cpu_count(void *ctx) {
 /* ------------------------------------------------------------------------------------------------------------- run */
 
 static void install(void) {
-    signal(SIGABRT, on_crash);
-    signal(SIGSEGV, on_crash);
-    signal(SIGBUS, on_crash);
-    signal(SIGFPE, on_crash);
+    struct sigaction action = {.sa_handler = on_crash};
+    sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < CRASH_COUNT; i++)
+        sigaction(crashes[i], &action, &crash_before[i]);
     pthread_atfork(NULL, NULL, other_forked);
 }
 

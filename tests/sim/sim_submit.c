@@ -230,6 +230,9 @@ void domain_allocate(struct domain *d) {
 /* Keys of a path of the tree, the root's first; returns how many. */
 static uint16_t path_keys(struct domain *d, struct domain_op *op) {
     uint16_t node = (uint16_t)sim_below(&d->sim, d->node_count);
+    for (int tries = 0; tries < 4 && d->groups[op->group].attempts[node] == 0;
+         tries++) /* rather one that may be there */
+        node = (uint16_t)sim_below(&d->sim, d->node_count);
     if (d->key_count > d->node_count && sim_chance(&d->sim, 150)) { /* an anonymous one */
         op->key_ids[0] = (uint16_t)sim_between(&d->sim, d->node_count, d->key_count - 1u);
         op->keys[0] = d->keys[op->key_ids[0]].key;
