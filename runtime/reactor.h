@@ -60,7 +60,7 @@ struct kvbm_reactor_options {
     uint32_t deadline_capacity; /* all messages that can be armed at once */
     uint32_t turn_budget;       /* messages a turn, e.g. 256 */
     bool borrowable;
-    void (*wake)(void *wake_ctx); /* any thread; e.g. uv_async_send */
+    void (*wake)(void *wake_ctx); /* any thread; e.g. kvbm_reactor_uv_wake */
     void *wake_ctx;
     const struct kvbm_msg_info *kinds; /* names for panics; may be NULL */
     uint16_t kind_count;

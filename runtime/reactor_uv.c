@@ -1,10 +1,10 @@
 /*
- * reactor_uv.c - drives a reactor from a libuv loop (reactor_uv.h). Owns the two handles and, with an own thread, the
- * loop. Callbacks: the loop's thread.
+ * reactor_uv.c - drives a reactor from a libuv loop (reactor_uv.h). Owns the two handles, the eventfd and, with an own
+ * thread, the loop. Callbacks: the loop's thread.
  *
- * Why uv_async_send's early return (a relaxed load of its pending flag) loses nothing: kvbm__reactor_wake_mt calls it
- * after a fenced enqueue and a full exchange of wake_pending; a `pending` seen set after those means that the loop has
- * yet to clear it and to run the callback, which then looks at wake_pending and at the lanes.
+ * The eventfd is a level: a write before the loop sleeps keeps it awake, and the callback reads it before it takes the
+ * reactor. So a write that comes after the read is seen by the next sleep, and one that came before it belongs to a
+ * wake_pending that the take has yet to clear.
  */
 #include "runtime/reactor_uv.h"
 
@@ -41,7 +41,10 @@ static void on_handle_closed(uv_handle_t *handle) {
     struct kvbm_reactor_uv *drv = handle->data;
     KVBM_ASSERT(drv->open_handles > 0);
     drv->open_handles--;
-    if (drv->open_handles == 0 && !drv->owns_loop && drv->on_closed != NULL)
+    if (drv->open_handles != 0)
+        return;
+    drv->reactor->os->event_close(drv->reactor->os->ctx, drv->wake_fd);
+    if (!drv->owns_loop && drv->on_closed != NULL)
         drv->on_closed(drv->on_closed_arg); /* may free drv */
 }
 
@@ -56,8 +59,12 @@ static void close_handles(struct kvbm_reactor_uv *drv) {
         /* It is within a few instructions and one write of leaving; nobody wakes this, it looks again. */
         os->wait_u32(os->ctx, &drv->wakers, wakers, os->now_ns(os->ctx) + 50000);
     }
-    uv_close((uv_handle_t *)&drv->async, on_handle_closed);
+    uv_close((uv_handle_t *)&drv->wake, on_handle_closed);
     uv_close((uv_handle_t *)&drv->timer, on_handle_closed);
+}
+
+static void signal_loop(struct kvbm_reactor_uv *drv) {
+    drv->reactor->os->event_signal(drv->reactor->os->ctx, drv->wake_fd);
 }
 
 /* Takes the reactor if this thread is asked to, runs it, parks it. */
@@ -65,7 +72,7 @@ static void serve(struct kvbm_reactor_uv *drv) {
     struct kvbm_reactor *r = drv->reactor;
     /* Acquire: pairs with the release in kvbm_reactor_uv_stop. */
     bool stop = atomic_load_explicit(&drv->stop, memory_order_acquire) != 0;
-    if (uv_is_closing((uv_handle_t *)&drv->async))
+    if (uv_is_closing((uv_handle_t *)&drv->wake))
         return;
     if (!drv->holding) {
         /* Relaxed: whoever needs this thread set wake_pending and then made this loop run. */
@@ -92,12 +99,16 @@ static void serve(struct kvbm_reactor_uv *drv) {
         if (atomic_load_explicit(&drv->stop, memory_order_acquire) != 0)
             break;
     }
-    int rc = uv_async_send(&drv->async); /* work is left: come back at once, after the loop's other handles */
-    KVBM_ASSERT(rc == 0);
+    signal_loop(drv); /* work is left: come back at once, after the loop's other handles */
 }
 
-static void on_async(uv_async_t *async) {
-    serve(async->data);
+/* An error of the poll (status < 0) is served like a wake-up: there is nothing to read, and nothing is lost. */
+static void on_wake(uv_poll_t *wake, int status, int events) {
+    struct kvbm_reactor_uv *drv = wake->data;
+    (void)status;
+    (void)events;
+    drv->reactor->os->event_clear(drv->reactor->os->ctx, drv->wake_fd);
+    serve(drv);
 }
 
 static void on_timer(uv_timer_t *timer) {
@@ -107,14 +118,22 @@ static void on_timer(uv_timer_t *timer) {
     serve(drv);
 }
 
-/* Makes the handles; on failure there are none. */
+/* Makes the eventfd and the handles; on failure there are none. */
 static int open_handles(struct kvbm_reactor_uv *drv) {
-    int rc = uv_async_init(drv->loop, &drv->async, on_async);
-    if (rc != 0)
+    const struct kvbm_os *os = drv->reactor->os;
+    drv->wake_fd = os->event_open(os->ctx);
+    if (drv->wake_fd < 0)
+        return drv->wake_fd;
+    int rc = uv_poll_init(drv->loop, &drv->wake, drv->wake_fd);
+    if (rc != 0) {
+        os->event_close(os->ctx, drv->wake_fd);
         return rc;
-    /* libuv: this only fills in the handle and cannot fail. */
+    }
+    /* libuv: these only fill in and link the handles and cannot fail. */
     uv_timer_init(drv->loop, &drv->timer);
-    uv_handle_set_data((uv_handle_t *)&drv->async, drv);
+    rc = uv_poll_start(&drv->wake, UV_READABLE, on_wake);
+    KVBM_ASSERT(rc == 0);
+    uv_handle_set_data((uv_handle_t *)&drv->wake, drv);
     uv_handle_set_data((uv_handle_t *)&drv->timer, drv);
     uv_unref((uv_handle_t *)&drv->timer);
     drv->open_handles = 2;
@@ -176,11 +195,9 @@ void kvbm_reactor_uv_wake(void *arg) {
     struct kvbm_reactor_uv *drv = arg;
     /* Sequentially consistent: pairs with close_handles. */
     atomic_fetch_add_explicit(&drv->wakers, 1, memory_order_seq_cst);
-    if (atomic_load_explicit(&drv->closing, memory_order_seq_cst) == 0) {
-        int rc = uv_async_send(&drv->async);
-        KVBM_ASSERT(rc == 0);
-    }
-    /* Release: the send is over; pairs with the load in close_handles. */
+    if (atomic_load_explicit(&drv->closing, memory_order_seq_cst) == 0)
+        signal_loop(drv);
+    /* Release: the write is over; pairs with the load in close_handles. */
     atomic_fetch_sub_explicit(&drv->wakers, 1, memory_order_release);
 }
 

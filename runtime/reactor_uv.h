@@ -1,13 +1,15 @@
 /*
  * reactor_uv.h - drives a reactor from a libuv loop: its own thread's, or the caller's.
  *
- * Two handles: a uv_async_t (wake) and a uv_timer_t (earliest deadline). Their callbacks take the reactor, run its
+ * Two handles: a uv_poll_t on an eventfd of its own (wake) and a uv_timer_t (earliest deadline). Not a uv_async_t: its
+ * send spins and yields while another sender is descheduled inside it, and its receiver reads the eventfd twice, which
+ * together cost a cross-thread round trip a third of its time. The callbacks take the reactor, run its
  * turns and park it again, so between callbacks it is parked: any thread may borrow it, the loop's own other callbacks
  * included; and a loop that is run in pieces (UV_RUN_NOWAIT, UV_RUN_ONCE, an embedded backend fd) is woken for what
  * comes between the pieces. A callback that leaves work behind wakes its own loop and lets other handles have their say
  * first. The only file pair, with later storage tiers, that sees libuv.
  *
- * On a caller's loop the async handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The timer is not.
+ * On a caller's loop the wake handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The timer is not.
  */
 #ifndef KVBM_RUNTIME_REACTOR_UV_H
 #define KVBM_RUNTIME_REACTOR_UV_H
@@ -24,7 +26,8 @@ struct kvbm_reactor_uv {
     uv_loop_t own_loop;
     bool owns_loop; /* own thread */
     struct kvbm_thread thread;
-    uv_async_t async;
+    uv_poll_t wake;
+    int wake_fd;
     uv_timer_t timer;
     /* Loop thread only. */
     uint32_t open_handles;
@@ -33,7 +36,7 @@ struct kvbm_reactor_uv {
     uint64_t timer_ns; /* what the timer stands at; KVBM_NO_DEADLINE: stopped */
     /* Any thread. */
     _Atomic uint32_t stop;    /* set by stop; acted on by the loop's thread */
-    _Atomic uint32_t closing; /* the handles are about to close: no more uv_async_send */
+    _Atomic uint32_t closing; /* the handles are about to close: no more writes of wake_fd */
     _Atomic uint32_t wakers;  /* threads inside kvbm_reactor_uv_wake */
     _Atomic uint32_t started; /* 1 once the own thread has run its first turns; futex word */
     void (*on_closed)(void *arg);
