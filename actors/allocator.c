@@ -237,8 +237,7 @@ static void allocate_short(struct kvbm_allocator_pool *p, struct kvbm_msg_alloca
     line_watch(p, version);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- handlers
- */
+/* --------------------------------------------------------------------------------------------------------- handlers */
 
 static void on_allocate(struct kvbm_actor *self, struct kvbm_msg *msg) {
     struct kvbm_allocator *allocator = allocator_of(self);

@@ -5,15 +5,18 @@
  * them), the mutable return lane, and the line of allocations that wait. Thread: the core reactor.
  *
  * Protocol
- *   ALLOCATE   all or nothing. Enough free: answered at once. Short: its free slots are set aside and one EVICT for the
- *              rest goes to the registry; if that cannot give enough, the reserve goes back and the operation fails
- * with -KVBM_ENOBLOCKS (requested, available), or stands in line with its deadline armed. While others stand in line a
- * new operation queues behind them, or fails if it may not wait. A count above the capacity fails. EVICT's reply   the
- * chain of slots joins the free stack (also where the request failed half-way, because blocks were leased between two
- * of its steps), then the operation goes on or fails. WATCH's reply, SERVE   the line is looked at anew, from its head.
- * SERVE is sent to itself when slots came back; WATCH stands at the registry while anybody waits. At most one operation
- * out of a line has an EVICT in flight (`serving`). SETTLE     the return lane is drained, the message goes on to the
- * registry. SHUTDOWN   the line ends with -KVBM_ESHUTDOWN, and so does every ALLOCATE from then on.
+ *   ALLOCATE       All or nothing. Enough free: answered at once. Short: its free slots are set aside and one EVICT for
+ *                  the rest goes to the registry; if that cannot give enough, the reserve goes back and the operation
+ *                  fails with -KVBM_ENOBLOCKS (requested, available), or stands in line with its deadline armed. While
+ *                  others stand in line a new operation queues behind them, or fails if it may not wait. A count above
+ *                  the capacity fails.
+ *   EVICT's reply  The chain of slots joins the free stack (also where the request failed half-way, because blocks were
+ *                  leased between two of its steps), then the operation goes on or fails.
+ *   WATCH's reply, The line is looked at anew, from its head. SERVE is sent to itself when slots came back; WATCH stands
+ *   SERVE          at the registry while anybody waits. At most one operation out of a line has an EVICT in flight
+ *                  (`serving`).
+ *   SETTLE         The return lane is drained, the message goes on to the registry.
+ *   SHUTDOWN       The line ends with -KVBM_ESHUTDOWN, and so does every ALLOCATE from then on.
  *
  * A release that happened before an ALLOCATE was submitted is seen by it: before it finds itself short the allocator
  * drains the lane once more, whatever the turn did at its start.

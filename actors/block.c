@@ -201,8 +201,7 @@ int kvbm_block_tokens(kvbm_manager *m, kvbm_block block, uint32_t *tokens, uint3
     return (int)count;
 }
 
-/* ----------------------------------------------------------------------------------------------------- key and bytes
- */
+/* ---------------------------------------------------------------------------------------------------- key and bytes */
 
 int kvbm_block_key_mt(kvbm_manager *m, kvbm_block block, kvbm_key *key) {
     struct kvbm_block_pool *pool;

@@ -157,8 +157,7 @@ static void heap_remove(struct lru *lru, uint32_t slot) {
         heap_down(lru, position, last);
 }
 
-/* ----------------------------------------------------------------------------------------------------- the interface
- */
+/* ---------------------------------------------------------------------------------------------------- the interface */
 
 static int lru_open(const struct kvbm_os *os, uint32_t slot_count, struct kvbm_policy **policy) {
     if (slot_count == 0 || slot_count > KVBM_SLOT_COUNT_MAX)

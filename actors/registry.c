@@ -99,8 +99,7 @@ void kvbm_registry_drain(struct kvbm_registry *r, uint32_t pool) {
     kvbm_retlane_drain(&p->pool->slots.lease_returns, on_returned, p);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ leases
- */
+/* ----------------------------------------------------------------------------------------------------------- leases */
 
 /* One lease on a resident slot; {0} if its lease count is full. */
 static kvbm_block lease(struct kvbm_registry_pool *p, uint32_t slot) {
@@ -121,8 +120,7 @@ static int fastest_tier(const struct kvbm_entry *entry, uint32_t tiers) {
     return there == 0 ? KVBM_TIER_COUNT : __builtin_ctz(there);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- match
- */
+/* ------------------------------------------------------------------------------------------------------------ match */
 
 static void match_count_missed(struct kvbm_registry *r, const struct kvbm_msg_match *m) {
     for (int tier = 0; tier < KVBM_TIER_COUNT; tier++) {
@@ -193,8 +191,7 @@ static void on_match(struct kvbm_actor *self, struct kvbm_msg *msg) {
     kvbm_actor_reply(self, msg, 0);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- query
- */
+/* ------------------------------------------------------------------------------------------------------------ query */
 
 static void on_query(struct kvbm_actor *self, struct kvbm_msg *msg) {
     struct kvbm_registry *r = registry_of(self);
@@ -215,8 +212,7 @@ static void on_query(struct kvbm_actor *self, struct kvbm_msg *msg) {
         kvbm_actor_reply(self, msg, 0);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- register
- */
+/* --------------------------------------------------------------------------------------------------------- register */
 
 /* A key that nobody has: a counter, hashed with a seed drawn at open. */
 static kvbm_key anonymous_key(struct kvbm_registry *r) {
@@ -363,8 +359,7 @@ static void on_register(struct kvbm_actor *self, struct kvbm_msg *msg) {
     kvbm_actor_reply(self, msg, 0);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- evict
- */
+/* ------------------------------------------------------------------------------------------------------------ evict */
 
 /* The slot is out of the policy: its key goes, the slot is reset. */
 static void evict_slot(struct kvbm_registry_pool *p, uint32_t slot) {
@@ -449,8 +444,7 @@ static void on_evict(struct kvbm_actor *self, struct kvbm_msg *msg) {
         evict_reply(p, m);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- control
- */
+/* ---------------------------------------------------------------------------------------------------------- control */
 
 static void on_watch(struct kvbm_actor *self, struct kvbm_msg *msg) {
     struct kvbm_registry *r = registry_of(self);
@@ -489,8 +483,7 @@ static const kvbm_handler_fn registry_requests[KVBM_MSG_KIND_COUNT] = {
 };
 static const kvbm_handler_fn registry_replies[KVBM_MSG_KIND_COUNT];
 
-/* ---------------------------------------------------------------------------------------------------- open and close
- */
+/* --------------------------------------------------------------------------------------------------- open and close */
 
 int kvbm_registry_open(struct kvbm_registry *r, struct kvbm_manager *manager, const struct kvbm_os *os,
                        struct kvbm_registry_pool *pools, struct kvbm_block_pool *block_pools, uint32_t pool_count) {

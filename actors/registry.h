@@ -5,15 +5,16 @@
  * chain: slots that came free here and wait for the allocator's next EVICT. Thread: the core reactor.
  *
  * Protocol
- *   MATCH      leases the longest resident prefix, in steps. What an earlier step leased cannot be evicted by what runs
+ *   MATCH      Leases the longest resident prefix, in steps. What an earlier step leased cannot be evicted by what runs
  *              between two steps, so the result is a prefix whose blocks are all resident.
- *   REGISTER   each block in turn: a new key is published; a key that is resident in this tier makes the block a
- *              duplicate, which is reset and reclaimed, and the primary is leased (or, with KEEP_DUPLICATES or where
- * the primary's lease count is full, it is published without an entry). Once begun it ends with success. QUERY
- * residency, leasing nothing. EVICT      reclaimed slots, then victims of the policy, all or nothing by the counts at
- * its start. WATCH      kept until a block becomes evictable, or answered at once if one has since the version that it
- * names. SETTLE     drains the lease return lane. SHUTDOWN   answers WATCH; operations that have not begun end with
- * -KVBM_ESHUTDOWN from then on.
+ *   REGISTER   Each block in turn: a new key is published; a key that is resident in this tier makes the block a
+ *              duplicate, which is reset and reclaimed, and the primary is leased (or, with KEEP_DUPLICATES or where the
+ *              primary's lease count is full, it is published without an entry). Once begun it ends with success.
+ *   QUERY      Residency, leasing nothing.
+ *   EVICT      Reclaimed slots, then victims of the policy, all or nothing by the counts at its start.
+ *   WATCH      Kept until a block becomes evictable, or answered at once if one has since the version that it names.
+ *   SETTLE     Drains the lease return lane.
+ *   SHUTDOWN   Answers WATCH; operations that have not begun end with -KVBM_ESHUTDOWN from then on.
  *
  *   A block's last lease comes back through the lane: cached (policy insert) if it has an entry, else reset and
  *   reclaimed. Releases are pushed last block first, so of a chain the end is the least recent.

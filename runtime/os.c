@@ -277,8 +277,7 @@ const struct kvbm_os *kvbm_os_real(void) {
     return &table;
 }
 
-/* --------------------------------------------------------------------------- fork guard and thread numbers (process)
- */
+/* -------------------------------------------------------------------------- fork guard and thread numbers (process) */
 
 static _Atomic uint32_t fork_stamp = 1;
 static _Atomic uint64_t numbers_taken; /* bit n: number n is some live thread's */

@@ -78,8 +78,7 @@ void kvbm_reactor_retlane_add(struct kvbm_reactor *r, struct kvbm_retlane *lane,
     r->retlane_count++;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ a turn
- */
+/* ----------------------------------------------------------------------------------------------------------- a turn */
 
 static void dispatch(struct kvbm_reactor *r, struct kvbm_msg *msg) {
     bool reply = (msg->flags & KVBM_MSG_REPLY) != 0;

@@ -182,8 +182,7 @@ int pyk_argument_seconds(struct pyk_state *state, PyObject *value, const char *n
     return 0;
 }
 
-/* ----------------------------------------------------------------------------------------------------- salt and keys
- */
+/* ---------------------------------------------------------------------------------------------------- salt and keys */
 
 int pyk_argument_salt(struct pyk_state *state, PyObject *value, void **salt, uint64_t *count) {
     const char *bytes = NULL;
@@ -326,8 +325,7 @@ struct pyk_keys *pyk_argument_keys(struct pyk_state *state, PyObject *value, con
     return keys;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ tokens
- */
+/* ----------------------------------------------------------------------------------------------------------- tokens */
 
 static int tokens_copy_new(struct pyk_tokens *tokens, Py_ssize_t count) {
     tokens->copy = malloc((size_t)count * sizeof *tokens->copy + 1);

@@ -57,8 +57,7 @@ int pyk_block_geometry(const struct pyk_holder *holder, int64_t layer, int64_t *
     return axis;
 }
 
-/* ------------------------------------------------------------------------------------------- what both types can tell
- */
+/* ----------------------------------------------------------------------------------------- what both types can tell */
 
 static PyObject *integers(const int64_t *values, int count) {
     PyObject *tuple = PyTuple_New(count);
@@ -146,8 +145,7 @@ static PyObject *any_copy_from(PyObject *self, PyObject *source) {
     "strides.\n\n"                                                                                                     \
     "ImmutableBlockError on a registered block; InvalidArgumentError naming what differs; StaleBlockError."
 
-/* ------------------------------------------------------------------------------------------------------------- Layer
- */
+/* ------------------------------------------------------------------------------------------------------------ Layer */
 
 static PyObject *layer_new(struct pyk_state *state, struct pyk_holder *holder, uint32_t layer) {
     struct pyk_layer_object *self = PyObject_New(struct pyk_layer_object, state->types.layer);
@@ -223,8 +221,7 @@ PyTypeObject *pyk_layer_type(PyObject *module) {
     return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- Block
- */
+/* ------------------------------------------------------------------------------------------------------------ Block */
 
 static Py_ssize_t block_length(PyObject *self) {
     return (Py_ssize_t)core_of(self)->layout.geometry.num_layers;

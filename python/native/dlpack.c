@@ -20,8 +20,7 @@
 static const char versioned_name[] = "dltensor_versioned";
 static const char legacy_name[] = "dltensor";
 
-/* ------------------------------------------------------------------------------------------------------------ export
- */
+/* ----------------------------------------------------------------------------------------------------------- export */
 
 struct exported {
     union {
@@ -252,8 +251,7 @@ PyObject *pyk_dlpack_device(PyObject *self, PyObject *unused) {
     return Py_BuildValue("(ii)", (int)kDLCPU, 0);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ import
- */
+/* ----------------------------------------------------------------------------------------------------------- import */
 
 /* A consumed capsule. */
 struct imported {

@@ -223,8 +223,7 @@ PyTypeObject *pyk_hashes_type(PyObject *module) {
     return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
 }
 
-/* ------------------------------------------------------------------------------------------------------- hash_tokens
- */
+/* ------------------------------------------------------------------------------------------------------ hash_tokens */
 
 const char pyk_hash_tokens_doc[] =
     "hash_tokens(tokens, page_size, *, salt=None, parent=None)\n--\n\n"

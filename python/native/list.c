@@ -174,8 +174,7 @@ PyObject *pyk_list_from_request(struct pyk_state *state, struct pyk_request *req
     return (PyObject *)list;
 }
 
-/* -------------------------------------------------------------------------------------------------------- a sequence
- */
+/* ------------------------------------------------------------------------------------------------------- a sequence */
 
 static Py_ssize_t list_length(PyObject *self) {
     return self_of(self)->count;
@@ -332,8 +331,7 @@ static PyObject *list_count(PyObject *self, PyObject *value) {
     return at == -2 ? NULL : PyLong_FromSsize_t(total);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- methods
- */
+/* ---------------------------------------------------------------------------------------------------------- methods */
 
 static PyObject *list_sequence_hashes(PyObject *object, PyObject *unused) {
     (void)unused;

@@ -23,8 +23,7 @@
 #define DRAIN_ROUNDS 16
 #define POLL_SECONDS 0.005
 
-/* -------------------------------------------------------------------------------------------------------------- lines
- */
+/* ------------------------------------------------------------------------------------------------------------ lines */
 
 void pyk_line_add(struct pyk_line *line, struct pyk_operation_object *operation) {
     Py_INCREF((PyObject *)operation);
@@ -54,8 +53,7 @@ void pyk_line_remove(struct pyk_line *line, struct pyk_operation_object *operati
     Py_DECREF((PyObject *)operation);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- credits
- */
+/* ---------------------------------------------------------------------------------------------------------- credits */
 
 bool pyk_bridge_waits(const struct pyk_bridge_object *bridge, const struct pyk_core *core) {
     const struct pyk_operation_object *operation = bridge->credit.first;
@@ -105,8 +103,7 @@ static void retry(struct pyk_bridge_object *bridge, const void *core) {
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- drain
- */
+/* ------------------------------------------------------------------------------------------------------------ drain */
 
 static void take(struct pyk_bridge_object *bridge, const kvbm_completion *completion) {
     if (completion->kind == KVBM_OP_CREDIT) {
@@ -149,8 +146,7 @@ static PyObject *bridge_call(PyObject *self, PyObject *args, PyObject *keywords)
     return Py_NewRef(Py_None);
 }
 
-/* ------------------------------------------------------------------------------------------------------ life and death
- */
+/* --------------------------------------------------------------------------------------------------- life and death */
 
 PyObject *pyk_loop_running(struct pyk_state *state) {
     if (state->get_running_loop == NULL) {

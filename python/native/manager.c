@@ -30,8 +30,7 @@ static struct pyk_core *core_of(PyObject *self) {
     return core;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- open
- */
+/* ------------------------------------------------------------------------------------------------------------- open */
 
 enum {
     A_LAYERS,
@@ -315,8 +314,7 @@ static PyObject *manager_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     return self;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- close
- */
+/* ------------------------------------------------------------------------------------------------------------ close */
 
 static int close_core(struct pyk_core *core, uint64_t timeout_ns) {
     int status;
@@ -412,8 +410,7 @@ static PyObject *async_exit(PyObject *self, PyObject *args) {
     return async_close(self, NULL, 0, NULL);
 }
 
-/* -------------------------------------------------------------------------------------------------------- statistics
- */
+/* ------------------------------------------------------------------------------------------------------- statistics */
 
 /* Steals the value. */
 static int put(PyObject *dict, const char *name, PyObject *value) {
@@ -482,8 +479,7 @@ static PyObject *manager_stats(PyObject *self, PyObject *unused) {
     return dict;
 }
 
-/* -------------------------------------------------------------------------------------------------------- operations
- */
+/* ------------------------------------------------------------------------------------------------------- operations */
 
 static PyObject *manager_allocate(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords) {
     struct pyk_core *core = core_of(self);
@@ -547,8 +543,7 @@ static PyObject *manager_repr(PyObject *self) {
         kvbm_dtype_name_mt(core->layout.geometry.dtype), kvbm_manager_is_closed_mt(core->manager) ? ", closed" : "");
 }
 
-/* ------------------------------------------------------------------------------------------------------------- types
- */
+/* ------------------------------------------------------------------------------------------------------------ types */
 
 #define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL | METH_KEYWORDS
 #define COMMON                                                                                                         \

@@ -141,8 +141,7 @@ struct pyk_hashes_object {
     Py_hash_t hash; /* -1: not computed yet */
 };
 
-/* ---------------------------------------------------------------------------------------------------------- errors.c
- */
+/* --------------------------------------------------------------------------------------------------------- errors.c */
 
 int pyk_errors_init(PyObject *module, struct pyk_state *state);
 /* Raises `type` (an exception class of ours) with .code. Always returns -1. */
@@ -155,8 +154,7 @@ int pyk_raise_status(struct pyk_state *state, const char *what, int status);
 int pyk_raise_completion(struct pyk_state *state, const struct pyk_request *request, const char *what);
 int pyk_raise_hold(struct pyk_state *state, const char *what, uint32_t hold);
 
-/* ------------------------------------------------------------------------------------------------------- arguments.c
- */
+/* ------------------------------------------------------------------------------------------------------ arguments.c */
 
 #define PYK_ARGUMENT_MAX 12
 
@@ -197,8 +195,7 @@ struct pyk_tokens {
 int pyk_tokens_get(struct pyk_state *state, PyObject *value, const char *name, struct pyk_tokens *tokens);
 void pyk_tokens_free(struct pyk_tokens *tokens);
 
-/* ---------------------------------------------------------------------------------------------- types, one file each
- */
+/* --------------------------------------------------------------------------------------------- types, one file each */
 
 PyTypeObject *pyk_dtype_type(PyObject *module);
 int pyk_dtype_members(struct pyk_state *state);
@@ -333,8 +330,7 @@ bool pyk_operation_retry(struct pyk_operation_object *operation);
 /* Called by a bridge that shuts: the operation is abandoned. */
 void pyk_operation_abandon(struct pyk_operation_object *operation);
 
-/* ------------------------------------------------------------------------------------------------------------- log.c
- */
+/* ------------------------------------------------------------------------------------------------------------ log.c */
 
 /* kvbm_log_callback: pushes into the process-wide ring. Any thread, no GIL. */
 void pyk_log_push(void *user, int level, const char *component, const char *text);

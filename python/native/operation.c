@@ -88,8 +88,7 @@ static void settle(struct pyk_operation_object *self) {
     Py_CLEAR(self->future);
 }
 
-/* ------------------------------------------------------------------------------------------------- called by a bridge
- */
+/* ----------------------------------------------------------------------------------------------- called by a bridge */
 
 void pyk_operation_abandon(struct pyk_operation_object *self) {
     struct pyk_request *request = self->request;
@@ -160,8 +159,7 @@ bool pyk_operation_retry(struct pyk_operation_object *self) {
     return true;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ sending
- */
+/* ---------------------------------------------------------------------------------------------------------- sending */
 
 /* Yields the operation's future as asyncio's futures yield themselves. */
 static PySendResult yield_future(struct pyk_operation_object *self, PyObject **result) {
@@ -349,8 +347,7 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
     }
 }
 
-/* ------------------------------------------------------------------------------------------------ the coroutine's rest
- */
+/* --------------------------------------------------------------------------------------------- the coroutine's rest */
 
 static PyObject *operation_next(PyObject *self) {
     PyObject *result;
@@ -482,8 +479,7 @@ static PyObject *operation_repr(PyObject *self) {
     return PyUnicode_FromFormat("<Operation %s, %s>", name_of(self_of(self)), phases[self_of(self)->state]);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- the type
- */
+/* --------------------------------------------------------------------------------------------------------- the type */
 
 static int operation_traverse(PyObject *object, visitproc visit, void *arg) {
     struct pyk_operation_object *self = self_of(object);

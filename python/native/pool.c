@@ -46,8 +46,7 @@ static void pool_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ gauges
- */
+/* ----------------------------------------------------------------------------------------------------------- gauges */
 
 #define POOL_FIELDS(X)                                                                                                 \
     X(capacity_blocks)                                                                                                 \
@@ -131,8 +130,7 @@ static PyObject *pool_repr(PyObject *self) {
                                 (unsigned long long)core_of(self)->layout.payload_bytes);
 }
 
-/* -------------------------------------------------------------------------------------------------------- operations
- */
+/* ------------------------------------------------------------------------------------------------------- operations */
 
 static PyObject *plain_allocate(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords) {
     return pyk_allocate_from(self_of(self)->state, core_of(self), self_of(self)->tier, args, nargs, keywords);

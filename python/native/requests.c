@@ -49,8 +49,7 @@ int pyk_raise_submit(struct pyk_state *state, const struct pyk_request *request,
     return -1;
 }
 
-/* -------------------------------------------------------------------------------------------------------- the waiting
- */
+/* ------------------------------------------------------------------------------------------------------ the waiting */
 
 int pyk_wait(struct pyk_core *core, kvbm_op id, kvbm_completion *completion) {
     PyObject *type = NULL, *value = NULL, *traceback = NULL;
@@ -146,8 +145,7 @@ static void *no_memory(void) {
     return NULL;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- allocate
- */
+/* --------------------------------------------------------------------------------------------------------- allocate */
 
 static int allocate_arguments(struct pyk_state *state, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
                               uint64_t *count, uint64_t *timeout_ns, bool *wait) {
@@ -242,8 +240,7 @@ struct pyk_request *pyk_allocate_request(struct pyk_state *state, struct pyk_cor
     return request;
 }
 
-/* --------------------------------------------------------------------------------------------------- match, contains
- */
+/* -------------------------------------------------------------------------------------------------- match, contains */
 
 struct pyk_request *pyk_keys_request(struct pyk_state *state, struct pyk_core *core, int kind, int tier,
                                      PyObject *const *args, Py_ssize_t nargs, PyObject *keywords) {
@@ -273,8 +270,7 @@ struct pyk_request *pyk_keys_request(struct pyk_state *state, struct pyk_core *c
     return request;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- register
- */
+/* --------------------------------------------------------------------------------------------------------- register */
 
 enum { R_BLOCKS, R_TOKENS, R_SALT, R_HASHES, R_PARENT, R_PRIORITY, R_TTL, R_KEEP, R_COUNT };
 

@@ -40,8 +40,7 @@ void pyk_core_release(struct pyk_core *core) {
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------------- keys
- */
+/* ------------------------------------------------------------------------------------------------------------- keys */
 
 struct pyk_keys *pyk_keys_new(uint64_t count) {
     if (count > SIZE_MAX / sizeof(kvbm_key) - 16) {
@@ -66,8 +65,7 @@ void pyk_keys_release(struct pyk_keys *keys) {
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------------- holders
- */
+/* ---------------------------------------------------------------------------------------------------------- holders */
 
 struct pyk_chunk *pyk_chunk_new(struct pyk_core *core, const kvbm_block *handles, uint64_t count, bool gone) {
     struct pyk_chunk *chunk = malloc(sizeof *chunk + count * sizeof(struct pyk_holder));
@@ -259,8 +257,7 @@ static void holder_consume(struct pyk_holder *holder, kvbm_block handle) {
     pyk_holder_unpin(holder);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- requests
- */
+/* --------------------------------------------------------------------------------------------------------- requests */
 
 static uint64_t per_block_bytes(int kind) {
     switch (kind) {

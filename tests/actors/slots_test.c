@@ -350,8 +350,7 @@ START_TEST(misuse_is_a_programming_error) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------- eight threads of holders, one actor
- */
+/* ------------------------------------------------------------------------------ eight threads of holders, one actor */
 
 #define HAMMER_SLOTS   24
 #define HAMMER_THREADS 8

@@ -127,8 +127,7 @@ static size_t size_any(size_t own) {
     return how < 230 ? own : how < 250 ? how % (STRUCT_MAX + 1) : 0;
 }
 
-/* -------------------------------------------------------------------------------------------------- virtual functions
- */
+/* ------------------------------------------------------------------------------------------------ virtual functions */
 
 static uint64_t os_now_ns(void *ctx) {
     (void)ctx;

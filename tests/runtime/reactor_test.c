@@ -177,8 +177,7 @@ START_TEST(bad_options_are_refused) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------------------- turns
- */
+/* ------------------------------------------------------------------------------------------------------------ turns */
 
 START_TEST(turn_runs_at_most_its_budget) {
     open_reactor();
@@ -270,8 +269,7 @@ START_TEST(post_clears_the_reply_flag_of_a_recycled_message) {
 }
 END_TEST
 
-/* --------------------------------------------------------------------------------------------------- park, take, wake
- */
+/* ------------------------------------------------------------------------------------------------- park, take, wake */
 
 START_TEST(reactor_with_work_does_not_park) {
     open_reactor();
@@ -369,8 +367,7 @@ START_TEST(replies_and_credit_requests_wake_too) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------------------ borrow
- */
+/* ----------------------------------------------------------------------------------------------------------- borrow */
 
 START_TEST(call_on_a_parked_reactor_is_handled_before_it_returns) {
     open_reactor();
@@ -564,8 +561,7 @@ START_TEST(full_lane_returns_eagain_and_keeps_ownership) {
 }
 END_TEST
 
-/* --------------------------------------------------------------------------------------------------------- reentrancy
- */
+/* ------------------------------------------------------------------------------------------------------- reentrancy */
 
 static void reenter(struct kvbm_msg *msg) {
     (void)msg;
@@ -640,8 +636,7 @@ START_TEST(handler_may_borrow_another_reactor) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------------------ returns
- */
+/* ---------------------------------------------------------------------------------------------------------- returns */
 
 static struct kvbm_retlane lane;
 static uint32_t returned;
@@ -730,8 +725,7 @@ START_TEST(id_returned_just_before_an_actor_wants_it_is_drained_by_the_same_turn
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------------------------- deadlines
- */
+/* -------------------------------------------------------------------------------------------------------- deadlines */
 
 static void arm_at(struct kvbm_msg *msg, uint64_t when) {
     msg->deadline_ns = when;
@@ -829,8 +823,7 @@ START_TEST(borrower_runs_the_deadlines_that_the_thread_was_kept_from) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------------------- panics
- */
+/* ----------------------------------------------------------------------------------------------------------- panics */
 
 static void fail_here(struct kvbm_msg *msg) {
     KVBM_ASSERT_MSG(msg == NULL, "as asked");

@@ -203,8 +203,7 @@ uint32_t sim_coverage_missing(const struct sim_counts *counts, char *text, size_
 const char *sim_event_name(uint32_t kind);
 void sim_count_status(struct sim_counts *counts, int kind, int status);
 
-/* ----------------------------------------------------------------------------------------- for the halves themselves
- */
+/* ---------------------------------------------------------------------------------------- for the halves themselves */
 
 void sim_begin(struct sim *sim, uint64_t seed, uint64_t salt, const struct sim_options *options,
                struct sim_counts *counts);

@@ -314,8 +314,7 @@ static void credit_some(struct domain *d) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- what must be refused
- */
+/* --------------------------------------------------------------------------------------------- what must be refused */
 
 /* True if some result is under way that could hold a lease which the model does not know of. */
 static bool leases_under_way(const struct domain *d) {

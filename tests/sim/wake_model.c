@@ -48,8 +48,7 @@ struct search {
     struct wake_result result;
 };
 
-/* ------------------------------------------------------------------------------------------------- memory of a thread
- */
+/* ----------------------------------------------------------------------------------------------- memory of a thread */
 
 static uint8_t load(const struct world *w, int self, int word) {
     const struct thread *t = &w->threads[self];
