@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,25 +96,26 @@ def test_top_level_holds_nothing_else() -> None:
     assert not extra, f"not at home at the top level: {sorted(extra)}"
 
 
+def lines(*suffixes: str) -> Iterator[tuple[str, str]]:
+    """(file:line, text) of every line of the text files with one of the suffixes."""
+    for path in files(*suffixes):
+        content = (ROOT / path).read_bytes()
+        if b"\0" not in content:
+            for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+                yield f"{path}:{number}", line
+
+
 def test_nothing_is_left_to_do() -> None:
     words = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r")\b")
-    marks = [
-        f"{path}:{number}: {line.strip()}"
-        for path in files(".c", ".h", ".py", ".pyi", ".md", ".bzl", "")
-        for number, line in enumerate((ROOT / path).read_text(errors="replace").splitlines(), 1)
-        if words.search(line)
-    ]
+    kinds = (".c", ".h", ".py", ".pyi", ".md", ".bzl", "")
+    marks = [f"{place}: {line.strip()}" for place, line in lines(*kinds) if words.search(line)]
     assert not marks, "\n".join(marks)
 
 
 def test_no_path_of_one_machine() -> None:
     home = re.compile(r"(?<![\w.])/(" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me"]) + r")/\w")
-    marks = [
-        f"{path}:{number}: {line.strip()}"
-        for path in files(".c", ".h", ".py", ".pyi", ".md", ".bzl", ".toml", ".ini", ".txt", "")
-        for number, line in enumerate((ROOT / path).read_text(errors="replace").splitlines(), 1)
-        if home.search(line)
-    ]
+    kinds = (".c", ".h", ".py", ".pyi", ".md", ".bzl", ".toml", ".ini", ".txt", "")
+    marks = [f"{place}: {line.strip()}" for place, line in lines(*kinds) if home.search(line)]
     assert not marks, "\n".join(marks)
 
 
