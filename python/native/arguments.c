@@ -184,6 +184,19 @@ int pyk_argument_seconds(struct pyk_state *state, PyObject *value, const char *n
 
 /* ---------------------------------------------------------------------------------------------------- salt and keys */
 
+/* After a refusal by PyObject_GetBuffer: those for the memory's form name the argument. Always returns -1. */
+static int raise_buffer(struct pyk_state *state, const char *name) {
+    if (PyErr_ExceptionMatches(PyExc_BufferError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        pyk_raise_argument(state, "%s: must be a C-contiguous buffer (%S)", name, value == NULL ? type : value);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+    return -1;
+}
+
 int pyk_argument_salt(struct pyk_state *state, PyObject *value, void **salt, uint64_t *count) {
     const char *bytes = NULL;
     char number[8];
@@ -198,7 +211,7 @@ int pyk_argument_salt(struct pyk_state *state, PyObject *value, void **salt, uin
         size = PyBytes_Size(value);
     } else if (PyUnicode_Check(value)) {
         bytes = PyUnicode_AsUTF8AndSize(value, &size);
-    } else if (PyLong_Check(value) && !PyBool_Check(value)) {
+    } else if (PyIndex_Check(value) && !PyBool_Check(value)) {
         uint64_t wide;
         if (pyk_argument_uint(state, value, "salt", 0, UINT64_MAX, &wide) < 0) {
             return -1;
@@ -245,7 +258,9 @@ static int key_from_item(struct pyk_state *state, PyObject *item, const char *na
         return -1;
     }
     if (PyObject_GetBuffer(item, &view, PyBUF_SIMPLE) < 0) {
-        return -1;
+        char place[64];
+        (void)PyOS_snprintf(place, sizeof place, "%s[%zd]", name, index);
+        return raise_buffer(state, place);
     }
     int status = 0;
     if (view.len == (Py_ssize_t)sizeof key->bytes) {
@@ -275,9 +290,13 @@ static struct pyk_keys *keys_from_sequence(struct pyk_state *state, PyObject *va
         if (item != NULL && PyBytes_Check(item) && PyBytes_Size(item) == (Py_ssize_t)sizeof(kvbm_key)) {
             bytes = PyBytes_AsString(item);
             memcpy(keys->keys[i].bytes, bytes, sizeof(kvbm_key));
-        } else if (item == NULL || key_from_item(state, item, name, i, &keys->keys[i]) < 0) {
-            pyk_keys_release(keys);
-            keys = NULL;
+        } else {
+            Py_XINCREF(item);
+            if (item == NULL || key_from_item(state, item, name, i, &keys->keys[i]) < 0) {
+                pyk_keys_release(keys);
+                keys = NULL;
+            }
+            Py_XDECREF(item);
         }
     }
     Py_DECREF(sequence);
@@ -287,6 +306,7 @@ static struct pyk_keys *keys_from_sequence(struct pyk_state *state, PyObject *va
 static struct pyk_keys *keys_from_buffer(struct pyk_state *state, PyObject *value, const char *name) {
     Py_buffer view;
     if (PyObject_GetBuffer(value, &view, PyBUF_SIMPLE) < 0) {
+        raise_buffer(state, name);
         return NULL;
     }
     struct pyk_keys *keys = NULL;
@@ -429,7 +449,7 @@ int pyk_tokens_get(struct pyk_state *state, PyObject *value, const char *name, s
     *tokens = (struct pyk_tokens){.count = 0};
     if (PyObject_CheckBuffer(value)) {
         if (PyObject_GetBuffer(value, &tokens->buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
-            return -1;
+            return raise_buffer(state, name);
         }
         tokens->has_buffer = true;
         char kind = format_kind(&tokens->buffer);

@@ -87,7 +87,7 @@ static void copy_planes(const struct pyk_core *core, char *data, int axes, const
                 if (out) {
                     memcpy(from, at, row_bytes);
                 } else if (dense_rows) {
-                    memmove(at, from, row_bytes); /* it may be this very block */
+                    memcpy(at, from, row_bytes);
                 } else {
                     for (int64_t i = 0; i < inner_shape[2]; i++) {
                         memcpy(at + i * element, from + i * far[2], core->element_bytes);
@@ -96,6 +96,39 @@ static void copy_planes(const struct pyk_core *core, char *data, int axes, const
             }
         }
     }
+}
+
+/* Lowest and highest (exclusive) offset of a view's elements, in bytes. */
+static void extent(int axes, const int64_t *shape, const int64_t *strides, int64_t element, int64_t *low,
+                   int64_t *high) {
+    *low = 0;
+    *high = element;
+    for (int i = 0; i < axes; i++) {
+        int64_t reach = (shape[i] - 1) * strides[i];
+        *low += reach < 0 ? reach : 0;
+        *high += reach > 0 ? reach : 0;
+    }
+}
+
+/* True if no byte of a view is one of another view's of the same shape, whose first element is `distance` bytes further
+ * on. Strides in bytes. False also where that is not easily seen; blocks and layers beside each other are. */
+static bool are_apart(int axes, const int64_t *shape, const int64_t *strides, const int64_t *other_strides,
+                      int64_t element, int64_t distance) {
+    int64_t low, high, other_low, other_high;
+    extent(axes, shape, strides, element, &low, &high);
+    extent(axes, shape, other_strides, element, &other_low, &other_high);
+    if (high <= other_low + distance || other_high + distance <= low) {
+        return true;
+    }
+    if (axes <= 2 || (shape[0] != 1 && strides[0] != other_strides[0])) {
+        return false;
+    }
+    for (int64_t i = 1 - shape[0]; i < shape[0]; i++) {
+        if (!are_apart(axes - 1, shape + 1, strides + 1, other_strides + 1, element, distance + i * strides[0])) {
+            return false;
+        }
+    }
+    return true;
 }
 
 struct request {
@@ -384,24 +417,51 @@ static int check_tensor(struct pyk_state *state, const DLTensor *tensor, int axe
     return 0;
 }
 
-static void copy_in(struct pyk_holder *holder, char *data, int axes, const int64_t *shape, const int64_t *strides,
-                    const DLTensor *tensor) {
+/* Through a dense copy where the source is other elements of the same memory. -1 with MemoryError. */
+static int copy_in(struct pyk_holder *holder, char *data, int axes, const int64_t *shape, const int64_t *strides,
+                   const DLTensor *tensor) {
     const struct pyk_core *core = holder->chunk->core;
-    int64_t far[SOURCE_AXES_MAX];
-    int64_t dense = (int64_t)core->element_bytes;
-    int64_t bytes = dense;
+    int64_t far[SOURCE_AXES_MAX], near[AXES], dense[AXES], dense_strides[AXES];
+    int64_t element = (int64_t)core->element_bytes;
+    int64_t bytes = element;
+    bool same = true;
     for (int i = axes - 1; i >= 0; i--) {
-        far[i] = tensor->strides == NULL ? bytes : tensor->strides[i] * dense;
+        dense[i] = bytes;
+        dense_strides[i] = bytes / element;
+        near[i] = strides[i] * element;
+        far[i] = tensor->strides == NULL ? bytes : tensor->strides[i] * element;
+        same &= shape[i] == 1 || near[i] == far[i];
         bytes *= shape[i];
     }
     char *source = (char *)tensor->data + tensor->byte_offset;
-    if (bytes < COPY_ALONE_BYTES) {
-        copy_planes(core, data, axes, shape, strides, source, far, false);
-    } else {
-        pyk_holder_pin(holder);
-        Py_BEGIN_ALLOW_THREADS copy_planes(core, data, axes, shape, strides, source, far, false);
-        Py_END_ALLOW_THREADS pyk_holder_unpin(holder);
+    if (same && source == data) {
+        return 0;
     }
+    char *between = NULL;
+    if (!are_apart(axes, shape, near, far, element, (int64_t)((intptr_t)source - (intptr_t)data))) {
+        between = malloc((size_t)bytes);
+        if (between == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+    }
+    PyThreadState *thread = NULL;
+    if (bytes >= COPY_ALONE_BYTES) {
+        pyk_holder_pin(holder);
+        thread = PyEval_SaveThread();
+    }
+    if (between != NULL) {
+        copy_planes(core, between, axes, shape, dense_strides, source, far, false);
+        copy_planes(core, data, axes, shape, strides, between, dense, false);
+    } else {
+        copy_planes(core, data, axes, shape, strides, source, far, false);
+    }
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread);
+        pyk_holder_unpin(holder);
+    }
+    free(between);
+    return 0;
 }
 
 PyObject *pyk_dlpack_import(PyObject *self, struct pyk_holder *holder, int64_t layer, PyObject *source) {
@@ -429,7 +489,7 @@ PyObject *pyk_dlpack_import(PyObject *self, struct pyk_holder *holder, int64_t l
                            "copy_from: the block is registered, hence read-only");
     }
     if (status == 0) {
-        copy_in(holder, data, axes, shape, strides, imported.tensor);
+        status = copy_in(holder, data, axes, shape, strides, imported.tensor);
     }
     imported_free(&imported);
     return status < 0 ? NULL : Py_NewRef(Py_None);

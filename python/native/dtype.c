@@ -46,8 +46,9 @@ static PyObject *dtype_new(PyTypeObject *type, PyObject *args, PyObject *keyword
         PyErr_Format(PyExc_TypeError, "name: must be a str, not %R", (PyObject *)Py_TYPE(values[0]));
         return NULL;
     }
-    const char *name = PyUnicode_AsUTF8AndSize(values[0], NULL);
-    int value = name == NULL ? -1 : kvbm_dtype_parse_mt(name);
+    Py_ssize_t size;
+    const char *name = PyUnicode_AsUTF8AndSize(values[0], &size);
+    int value = name == NULL || strlen(name) != (size_t)size ? -1 : kvbm_dtype_parse_mt(name);
     if (value > 0) {
         return Py_NewRef(state->dtypes[value]);
     }

@@ -158,7 +158,8 @@ static int default_host_blocks(struct pyk_state *state, struct opening *opening)
     return 0;
 }
 
-static int text(PyObject *value, const char *name, const char **result) {
+static int text(struct pyk_state *state, PyObject *value, const char *name, const char **result) {
+    Py_ssize_t size;
     if (value == NULL) {
         return 0;
     }
@@ -166,7 +167,10 @@ static int text(PyObject *value, const char *name, const char **result) {
         PyErr_Format(PyExc_TypeError, "%s: must be a str, not %R", name, (PyObject *)Py_TYPE(value));
         return -1;
     }
-    *result = PyUnicode_AsUTF8AndSize(value, NULL);
+    *result = PyUnicode_AsUTF8AndSize(value, &size);
+    if (*result != NULL && strlen(*result) != (size_t)size) {
+        return pyk_raise_argument(state, "%s: must not contain a NUL character, not %R", name, value);
+    }
     return *result == NULL ? -1 : 0;
 }
 
@@ -180,7 +184,8 @@ static int parse_options(struct pyk_state *state, PyObject *const *values, struc
         flag(values[A_TOKENS], "track_tokens", KVBM_OPEN_TRACK_TOKENS, true, &options->flags) < 0 ||
         flag(values[A_BORROW], "borrow", KVBM_OPEN_NO_BORROW, false, &options->flags) < 0 ||
         choice(state, values[A_HUGE], "huge_pages", huge, &options->huge_pages) < 0 ||
-        text(values[A_POLICY], "policy", &opening->group.policy) < 0 || text(values[A_NAME], "name", &name) < 0 ||
+        text(state, values[A_POLICY], "policy", &opening->group.policy) < 0 ||
+        text(state, values[A_NAME], "name", &name) < 0 ||
         uint32_in(state, values[A_OPERATIONS], "max_operations", 16, 1u << 20, &options->max_operations) < 0) {
         return -1;
     }

@@ -317,7 +317,8 @@ static void raise_reuse(struct pyk_operation_object *self) {
         Py_XDECREF(loop);
         return;
     }
-    PyErr_Format(PyExc_RuntimeError, "%s was awaited already: an operation can be awaited once", name_of(self));
+    PyErr_Format(PyExc_RuntimeError, "%s was awaited already, or closed: an operation can be awaited once",
+                 name_of(self));
 }
 
 static PySendResult operation_send(PyObject *object, PyObject *value, PyObject **result) {
@@ -380,13 +381,26 @@ static PyObject *operation_await(PyObject *object) {
     return Py_NewRef(object);
 }
 
-/* Ends it without a result. */
+/* A task may wait for an operation that other code ends: it is woken, resumes the operation and is told. */
+static void abandon_and_wake(struct pyk_operation_object *self) {
+    PyObject *future = Py_XNewRef(self->future);
+    pyk_operation_abandon(self);
+    PyObject *done =
+        future == NULL ? NULL : PyObject_CallMethodObjArgs(future, self->module->str_set_result, Py_None, NULL);
+    if (done == NULL) {
+        PyErr_Clear(); /* done before: its own task was cancelled */
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(future);
+}
+
+/* Ends it without a result. No exception may be set. */
 static void stop(struct pyk_operation_object *self) {
     struct pyk_request *request = self->request;
     switch (self->state) {
     case PYK_OP_PENDING:
     case PYK_OP_CREDIT:
-        pyk_operation_abandon(self);
+        abandon_and_wake(self);
         return;
     case PYK_OP_COMPLETED:
         self->request = NULL;

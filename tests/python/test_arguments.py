@@ -40,8 +40,8 @@ def refused(kind: type[BaseException], name: str, call: Callable[..., Any], /, *
         ("touch_threads", [-1, 257]),
         ("layout", ["", "contiguousx"]),
         ("huge_pages", ["yes"]),
-        ("policy", ["", "fifo"]),
-        ("name", ["", "sixteen bytes...", "ä" * 8]),
+        ("policy", ["", "fifo", "lru\0"]),
+        ("name", ["", "sixteen bytes...", "ä" * 8, "a\0b"]),
     ],
 )
 def test_open_refuses_values(cls: Any, name: str, values: list[Any]) -> None:
@@ -126,6 +126,8 @@ def test_hashes_refused() -> None:
         refused(TypeError, r"hashes\[0\]", call, [1, 2])
         refused(TypeError, "hashes", call, "x" * 16)
         refused(TypeError, "hashes", call, 5)
+        refused(InvalidArgumentError, "hashes: must be a C-contig", call, np.zeros((4, 16), np.uint8)[::2])
+        refused(InvalidArgumentError, r"hashes\[1\]: must be a C-contig", call, [good[0], memoryview(bytes(32))[::2]])
         for same in (good, bytes(good), list(good), tuple(good), bytearray(bytes(good)), memoryview(good)):
             assert len(call(same)) in (0, 2)
     refused(TypeError, "hashes", pool.contains, [None])
@@ -152,6 +154,7 @@ def test_register_refuses() -> None:
         refused(TypeError, "tokens", register, blocks, value)
     refused(InvalidArgumentError, "tokens", register, blocks, np.full(8, -1, np.int32))
     refused(InvalidArgumentError, "tokens", register, blocks, np.full(8, 2**33, np.int64))
+    refused(InvalidArgumentError, "tokens: must be a C-contig", register, blocks, np.zeros(16, np.int32)[::2])
     hashes = hash_tokens(range(8), 4)
     refused(InvalidArgumentError, "hashes: must be 2", register, blocks, hashes=hashes[:1])
     refused(InvalidArgumentError, "hashes", register, blocks, range(8), hashes=hashes)
@@ -178,6 +181,9 @@ def test_hash_tokens_refuses() -> None:
     refused(TypeError, "page_size", call, [1], 4.0)
     refused(TypeError, "positional", call, [1], 4, "salt")
     refused(TypeError, "tokens", call, "text", 4)
+    assert call(range(4), np.int32(4), salt=np.int64(7)) == call(range(4), 4, salt=7)
+    refused(TypeError, "salt", call, [1], 4, salt=True)
+    refused(InvalidArgumentError, "name", dynamo_llm.DType, "fp16\0")
 
 
 def test_closing_refuses() -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import threading
 from typing import Any
 
@@ -207,6 +208,45 @@ def test_copy_from_any_strides(layout: str) -> None:
     block.copy_from(block)
     block[0].copy_from(values[1].__dlpack__())
     assert np.array_equal(np.from_dlpack(block[0]), values[1])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "layer_block", "layer_outer"])
+def test_copy_from_other_elements_of_itself(layout: str) -> None:
+    manager = plain(2, layout=layout)
+    block = manager.allocate_blocks(2)[1]
+    memory = np.from_dlpack(block)
+    values = np.arange(128, dtype=np.float16).reshape(2, 2, 4, 8)
+    for axes in itertools.product([1, -1], repeat=4):
+        view = memory[tuple(slice(None, None, step) for step in axes)]
+        memory[...] = values
+        block.copy_from(view)
+        assert np.array_equal(memory, values[tuple(slice(None, None, step) for step in axes)]), axes
+    memory[...] = values
+    block.copy_from(memory.transpose(1, 0, 2, 3))
+    assert np.array_equal(memory, values.transpose(1, 0, 2, 3))
+    memory[...] = values
+    block[1].copy_from(memory[:, 1])
+    assert np.array_equal(memory[1], values[:, 1])
+    if layout == "contiguous":
+        memory[...] = values
+        block[1].copy_from(memory.reshape(4, 4, 8)[1:3])
+        assert np.array_equal(memory[1], values.reshape(4, 4, 8)[1:3])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "layer_block", "layer_outer"])
+def test_copy_from_another_block(layout: str) -> None:
+    manager = plain(3, layout=layout)
+    blocks = manager.allocate_blocks(3)
+    values = np.arange(128, dtype=np.float16).reshape(2, 2, 4, 8)
+    for target, source in itertools.permutations(blocks, 2):
+        for block in blocks:
+            np.from_dlpack(block)[...] = block.block_id
+        np.from_dlpack(source)[...] = values
+        target.copy_from(source)
+        target[0].copy_from(source[1])
+        assert np.array_equal(np.from_dlpack(source), values)
+        assert np.array_equal(np.from_dlpack(target[0]), values[1])
+        assert np.array_equal(np.from_dlpack(target[1]), values[1])
 
 
 def test_copy_from_refuses() -> None:
