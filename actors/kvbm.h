@@ -9,19 +9,20 @@
  *   Options     Every option struct starts with `size`; set it to sizeof(the struct) and zero the rest: zero is the
  *               default of every field. A library newer than your header takes the missing fields as zero; one that is
  *               older refuses fields that it does not know and that are not zero (-E2BIG).
- *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched
- * until the operation has completed. Fork        In a forked child every call on a manager or port of the parent fails
- * with -KVBM_EFORKED.
+ *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched until
+ *               the operation has completed.
+ *   Fork        In a forked child every call on a manager or port of the parent fails with -KVBM_EFORKED.
  *
  * Operations
  *
  *   kvbm_allocate_mt, kvbm_register_mt, kvbm_match_mt and kvbm_query_mt submit one operation for n blocks.
  *
- *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or,
- * where neither is named, to kvbm_wait_mt. returns 1   only with KVBM_SUBMIT_INLINE: done already; *completion holds
- * the result and nothing follows. returns <0  not accepted: nothing follows, and the arguments are still the caller's.
- * -EAGAIN: the operation pool, the lane or the port is full; wait for other completions and submit again (or
- * kvbm_port_want_credit_mt).
+ *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or, where
+ *                 neither is named, to kvbm_wait_mt.
+ *     returns 1   only with KVBM_SUBMIT_INLINE: done already; *completion holds the result and nothing follows.
+ *     returns <0  not accepted: nothing follows, and the arguments are still the caller's. -EAGAIN: the operation pool,
+ *                 the lane or the port is full; wait for other completions and submit again (or
+ *                 kvbm_port_want_credit_mt).
  *
  *   A completion's status says what became of it: 0; -KVBM_E...; -ECANCELED; -ETIMEDOUT; -KVBM_ESHUTDOWN.
  *   Cancelling is a request: the completion still comes, and says whether the operation was done or cancelled.
@@ -131,8 +132,8 @@ typedef struct kvbm_options {
     void *log_user;
 } kvbm_options;
 
-/* Opens a manager with one reference, the caller's. `failure` may be NULL. -EINVAL, -KVBM_EGEOMETRY, -ENOMEM, -errno.
- */
+/* Opens a manager with one reference, the caller's. `failure` may be NULL. -EINVAL, -KVBM_EGEOMETRY, -ENOMEM,
+ * -errno. */
 int kvbm_manager_open(const kvbm_options *options, kvbm_manager **manager, kvbm_failure *failure);
 /* References keep the manager's memory (blocks included) valid; they do not keep it open. */
 void kvbm_manager_retain_mt(kvbm_manager *manager);
@@ -145,8 +146,7 @@ void kvbm_manager_release_mt(kvbm_manager *manager);
  * with a log line of what holds it, and may be called again. Several threads may close at once: all of them wait for
  * the end. Caller's loop: on the loop's thread (-EPERM elsewhere), outside of callbacks (-EDEADLK); completions are
  * delivered in the call, which waits for other threads that are just inside a call of theirs, at least a second if need
- * be
- * (-ETIMEDOUT: call again); then the loop must run until the handles are closed. 0, also when already closed. */
+ * be (-ETIMEDOUT: call again); then the loop must run until the handles are closed. 0, also when already closed. */
 int kvbm_manager_close_mt(kvbm_manager *manager, uint64_t timeout_ns);
 bool kvbm_manager_is_closed_mt(const kvbm_manager *manager);
 /* The layout of a pool. NULL if there is no such pool. Lives as long as the manager. */
@@ -208,9 +208,8 @@ typedef struct kvbm_allocate_args {
 int kvbm_allocate_mt(kvbm_manager *manager, const kvbm_allocate_args *args, const kvbm_submit *submit, kvbm_op *op);
 
 enum kvbm_register_flags {
-    KVBM_REGISTER_KEEP_DUPLICATES =
-        1,                       /* keep a duplicate's own block (registered, not matchable) instead of the primary */
-    KVBM_REGISTER_ANONYMOUS = 2, /* unique random keys are made; returned in out_keys */
+    KVBM_REGISTER_KEEP_DUPLICATES = 1, /* a duplicate keeps its own block (registered, not matchable) */
+    KVBM_REGISTER_ANONYMOUS = 2,       /* unique random keys are made; returned in out_keys */
 };
 
 typedef struct kvbm_register_args {
@@ -218,7 +217,7 @@ typedef struct kvbm_register_args {
     uint64_t count;
     const kvbm_block *blocks; /* mutable blocks of one group and tier, in chain order, no block twice */
     const kvbm_key *keys;     /* sequence hashes; NULL: computed from the blocks' own tokens (KVBM_OPEN_TRACK_TOKENS),
-                                 chained     from `parent`, or made up with KVBM_REGISTER_ANONYMOUS */
+                                 chained from `parent`, or made up with KVBM_REGISTER_ANONYMOUS */
     const kvbm_key *parent;   /* key before the first block; NULL: the chain starts here */
     const void *salt;         /* for keys computed here; enters the first block only */
     size_t salt_bytes;
@@ -276,8 +275,7 @@ int kvbm_wait_mt(kvbm_manager *manager, kvbm_op op, uint64_t timeout_ns, kvbm_co
  * such pool or slot here). Within one call later blocks are evicted before earlier ones: pass chains in order. */
 int kvbm_release_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t count);
 /* One more lease on each registered block; all or none. -KVBM_ESTALE, -KVBM_EMUTABLE, -KVBM_ELEASES,
- * -KVBM_EWRONGMANAGER.
- */
+ * -KVBM_EWRONGMANAGER. */
 int kvbm_block_retain_mt(kvbm_manager *manager, const kvbm_block *blocks, uint64_t count);
 /* enum kvbm_block_state, or -KVBM_ESTALE, -KVBM_EWRONGMANAGER (as every function of one block below). */
 int kvbm_block_state_mt(kvbm_manager *manager, kvbm_block block);
