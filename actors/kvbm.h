@@ -9,16 +9,16 @@
  *   Options     Every option struct starts with `size`; set it to sizeof(the struct) and zero the rest: zero is the
  *               default of every field. A library newer than your header takes the missing fields as zero; one that is
  *               older refuses fields that it does not know and that are not zero (-E2BIG).
- *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched until
- *               the operation has completed.
+ *   Ownership   Arrays given to an operation (blocks, keys, outputs) stay yours, but must stay valid and untouched
+ *               until the operation has completed.
  *   Fork        In a forked child every call on a manager or port of the parent fails with -KVBM_EFORKED.
  *
  * Operations
  *
  *   kvbm_allocate_mt, kvbm_register_mt, kvbm_match_mt and kvbm_query_mt submit one operation for n blocks.
  *
- *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or, where
- *                 neither is named, to kvbm_wait_mt.
+ *     returns 0   accepted: exactly one completion follows, by callback or through the port named in `submit`, or,
+ *                 where neither is named, to kvbm_wait_mt.
  *     returns 1   only with KVBM_SUBMIT_INLINE: done already; *completion holds the result and nothing follows.
  *     returns <0  not accepted: nothing follows, and the arguments are still the caller's. -EAGAIN: the operation pool,
  *                 the lane or the port is full; wait for other completions and submit again (or

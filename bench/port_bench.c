@@ -1,8 +1,8 @@
 /*
  * port_bench.c - completions through a port, as an epoll loop sees them.
  *
- *   c_port_roundtrip  allocate submitted to a manager that never lends its reactor: wake the reactor's thread, run, push to
- *                     the port, wake the caller in poll, drain; with _one_cpu and _two_cpus both threads are pinned
+ *   c_port_roundtrip  allocate submitted to a manager that never lends its reactor: wake the reactor's thread, run, push
+ *                     to the port, wake the caller in poll, drain; with _one_cpu and _two_cpus both threads are pinned
  *   c_port_borrowed   the same with a reactor that may be borrowed: the completion is in the port when submit returns
  *   c_port_64         64 operations submitted, then drained; ns an operation, reactor's thread
  *

@@ -1,11 +1,11 @@
 /*
  * registry_bench.c - how the bookkeeping's cost and memory grow with the number of blocks.
  *
- *   c_register_evict_1e3, _1e5, _1e7  a full pool of that many cached blocks: allocate (which evicts), register under new
- *                                     keys and release, 64 blocks in each operation; ns a block
+ *   c_register_evict_1e3, _1e5, _1e7  a full pool of that many cached blocks: allocate (which evicts), register under
+ *                                     new keys and release, 64 blocks in each operation; ns a block
  *   c_register_fill_1e5, _1e7         the same into an empty pool, memory touched for the first time; ns a block
- *   c_bytes_per_block                 resident memory of the process for each tracked block, at 10^7 blocks; its reference
- *                                     is the memory that the manager itself says it maps
+ *   c_bytes_per_block                 resident memory of the process for each tracked block, at 10^7 blocks; its
+ *                                     reference is the memory that the manager itself says it maps
  */
 #include "bench/bench.h"
 
