@@ -202,8 +202,9 @@ void kvbm__cancels_sweep(struct kvbm_manager *m) {
 static void on_sweep(struct kvbm_actor *self, struct kvbm_msg *msg) {
     (void)msg;
     struct kvbm_manager *m = manager_of(self);
-    /* Cleared before the lane is drained: whoever pushes after the drain sees 0 and sends SWEEP again. */
-    atomic_store_explicit(&m->sweep_sent, 0, memory_order_seq_cst);
+    /* Cleared before the lane is drained: whoever pushes after the drain sees 0 and sends SWEEP again. An exchange and
+     * not a store: it acquires the push of whoever found 1 and left the drain to this. */
+    atomic_exchange_explicit(&m->sweep_sent, 0, memory_order_acq_rel);
     kvbm__cancels_sweep(m);
     if (atomic_load_explicit(&m->credit_requests, memory_order_relaxed) > 0)
         kvbm__credits_fire(m);
