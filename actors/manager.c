@@ -85,22 +85,12 @@ bool kvbm__inside_callback(const struct kvbm_manager *m) {
 }
 
 bool kvbm__loop_turn(struct kvbm_manager *m) {
-    struct kvbm_reactor *r = &m->reactor;
-    KVBM_ASSERT(!kvbm__inside_callback(m) && kvbm__is_loop_thread(m));
-    /* Relaxed: RUNNING here means this very thread, between two callbacks of the driver; the others are exchanged. */
-    uint32_t state = atomic_load_explicit(&r->state, memory_order_relaxed);
-    if (state == KVBM_REACTOR_RUNNING) {
-        kvbm_reactor_turn(r, r->options.turn_budget);
-        return true;
-    }
-    if (state != KVBM_REACTOR_PARKED || !kvbm_reactor_take(r))
-        return false;
-    uint64_t timer_ns;
-    do {
-        kvbm_reactor_turn(r, r->options.turn_budget);
-    } while (!kvbm_reactor_park(r, &timer_ns));
-    r->options.wake(r->options.wake_ctx); /* the driver re-arms its timer */
-    return true;
+    KVBM_ASSERT(kvbm__is_loop_thread(m));
+    return kvbm_reactor_uv_turn(&m->uv);
+}
+
+bool kvbm__loop_busy(const struct kvbm_manager *m) {
+    return kvbm__is_loop_thread(m) && m->uv.holding;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- checks */
@@ -252,8 +242,13 @@ static void manager_free(struct kvbm_manager *m) {
         }
         kvbm_pool_close(&m->operations);
     }
-    if (m->reactor.os != NULL)
+    if (m->reactor.os != NULL) {
+        /* No operation is left, but perhaps a message between two actors, such as a WATCH just answered: the turn that
+         * ended the last operation may have had no budget for it. */
+        while (kvbm_reactor_has_work(&m->reactor))
+            kvbm_reactor_turn(&m->reactor, m->reactor.options.turn_budget);
         kvbm_reactor_close(&m->reactor);
+    }
     if (m->cancels.links != NULL)
         kvbm_retlane_close(&m->cancels);
     if (m->registry != NULL)
@@ -503,6 +498,8 @@ static bool close_drain(struct kvbm_manager *m, uint64_t deadline_ns) {
         uint64_t now_ns = os->now_ns(os->ctx);
         if (now_ns >= deadline_ns)
             return false;
+        if (kvbm__loop_busy(m))
+            continue;
         os->wait_u32(os->ctx, &nobody_wakes, 0, now_ns + pause_ns < deadline_ns ? now_ns + pause_ns : deadline_ns);
         if (pause_ns < DRAIN_PAUSE_NS_MAX)
             pause_ns *= 2;

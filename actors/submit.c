@@ -527,7 +527,7 @@ static int wait_once(struct kvbm_manager *m, struct kvbm_operation *op, uint32_t
          * nobody. */
         if (helping && kvbm__loop_turn(m) && atomic_load_explicit(&op->state, memory_order_acquire) != state)
             return 0;
-        uint64_t soon_ns = os->now_ns(os->ctx) + 200000;
+        uint64_t soon_ns = os->now_ns(os->ctx) + (kvbm__loop_busy(m) ? 0 : 200000);
         until_ns = soon_ns < deadline_ns ? soon_ns : deadline_ns;
     }
     int rc = os->wait_u32(os->ctx, &op->state, state, until_ns);
@@ -610,7 +610,8 @@ int kvbm__settle(struct kvbm_manager *m, struct kvbm_block_pool *pool) {
     bool settled = false;
     for (int i = 0; i < SETTLE_TRIES && !settled; i++)
         settled = kvbm_reactor_settle_mt(&m->reactor);
-    if (!settled && kvbm__is_loop_thread(m))
+    /* Not from a callback of another manager, which may be inside of one of this manager's. */
+    if (!settled && kvbm__is_loop_thread(m) && kvbm_reactor_current_mt() == NULL)
         settled = kvbm__loop_turn(m);
     kvbm__leave(m);
     if (settled)

@@ -67,39 +67,60 @@ static void signal_loop(struct kvbm_reactor_uv *drv) {
     drv->reactor->os->event_signal(drv->reactor->os->ctx, drv->wake_fd);
 }
 
-/* Takes the reactor if this thread is asked to, runs it, parks it. */
-static void serve(struct kvbm_reactor_uv *drv) {
+/* Turns until nothing is left, then parks, and the timer knows the next deadline. False: a handler asked for the stop,
+ * or it is time for others, and the loop's thread still holds the reactor. */
+static bool run(struct kvbm_reactor_uv *drv) {
     struct kvbm_reactor *r = drv->reactor;
-    /* Acquire: pairs with the release in kvbm_reactor_uv_stop. */
-    bool stop = atomic_load_explicit(&drv->stop, memory_order_acquire) != 0;
-    if (uv_is_closing((uv_handle_t *)&drv->wake))
-        return;
-    if (!drv->holding) {
-        /* Relaxed: whoever needs this thread set wake_pending and then made this loop run. */
-        if (!stop && !drv->timer_due && atomic_load_explicit(&r->wake_pending, memory_order_relaxed) == 0)
-            return;
-        if (!kvbm_reactor_take(r))
-            return; /* the borrower will wake us */
-        drv->timer_due = false;
-        drv->holding = true;
-    }
-    if (stop) {
-        close_handles(drv);
-        return;
-    }
     for (uint32_t round = 0; round < ROUND_COUNT_MAX; round++) {
         uint64_t timer_ns = KVBM_NO_DEADLINE;
         kvbm_reactor_turn(r, r->options.turn_budget);
         if (kvbm_reactor_park(r, &timer_ns)) {
             drv->holding = false;
             timer_set(drv, timer_ns);
-            return;
+            return true;
         }
         /* A handler may have asked for the stop. Acquire: pairs with the release there. */
         if (atomic_load_explicit(&drv->stop, memory_order_acquire) != 0)
             break;
     }
     signal_loop(drv); /* work is left: come back at once, after the loop's other handles */
+    return false;
+}
+
+/* The loop's thread takes the reactor, unless it has it. False: a borrower does, and will wake it. */
+static bool hold(struct kvbm_reactor_uv *drv) {
+    if (!drv->holding && !kvbm_reactor_take(drv->reactor))
+        return false;
+    drv->timer_due = false;
+    drv->holding = true;
+    return true;
+}
+
+/* Takes the reactor if this thread is asked to, runs it, parks it. */
+static void serve(struct kvbm_reactor_uv *drv) {
+    /* Acquire: pairs with the release in kvbm_reactor_uv_stop. */
+    bool stop = atomic_load_explicit(&drv->stop, memory_order_acquire) != 0;
+    if (uv_is_closing((uv_handle_t *)&drv->wake))
+        return;
+    /* Relaxed: whoever needs this thread set wake_pending and then made this loop run. */
+    if (!drv->holding && !stop && !drv->timer_due &&
+        atomic_load_explicit(&drv->reactor->wake_pending, memory_order_relaxed) == 0)
+        return;
+    if (!hold(drv))
+        return;
+    if (stop)
+        close_handles(drv);
+    else
+        run(drv);
+}
+
+bool kvbm_reactor_uv_turn(struct kvbm_reactor_uv *drv) {
+    KVBM_ASSERT(!drv->owns_loop && kvbm_reactor_current_mt() == NULL);
+    /* Acquire: as in serve. Being stopped: what is left is the loop's to do. */
+    if (atomic_load_explicit(&drv->stop, memory_order_acquire) != 0 || !hold(drv))
+        return false;
+    run(drv);
+    return true;
 }
 
 /* An error of the poll (status < 0) is served like a wake-up: there is nothing to read, and nothing is lost. */

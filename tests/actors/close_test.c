@@ -89,6 +89,49 @@ START_TEST(operations_queued_at_close_end_with_shutdown_and_give_their_blocks_ba
 }
 END_TEST
 
+static kvbm_block leased;
+
+static void release_leased(void *user, const kvbm_completion *c) {
+    kit_on_done(user, c);
+    ck_assert_int_eq(kvbm_release_mt(drive.manager, &leased, 1), 0);
+}
+
+/* The last operation ends in a turn without budget for the WATCH that the registry then answers. The operations are 46
+ * allocations in line, all but the second cancelled at once; the block released meanwhile ends the WATCH before. */
+START_TEST(message_between_actors_may_outlive_the_last_operation) {
+    enum { COUNT = 46 };
+    kvbm_manager *m = kit_driven(&drive, 4);
+    kvbm_block held[4], out[2];
+    kvbm_key key = kit_key(1, 0);
+    struct kit_done done[COUNT];
+    kvbm_op ops[COUNT];
+    struct kvbm_reactor *reactor = kvbm__manager_reactor(m);
+    ck_assert_int_eq(kit_allocate(m, held, 4), 0);
+    ck_assert_int_eq(kit_register(m, held, &key, 1), 0);
+    leased = held[0];
+    for (int i = 0; i < COUNT; i++) {
+        kvbm_submit s = kit_callback(&done[i], KVBM_SUBMIT_WAIT);
+        if (i == 0)
+            s.done = release_leased;
+        kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 2, .blocks = out};
+        ck_assert_int_eq(kvbm_allocate_mt(m, &a, &s, &ops[i]), 0);
+    }
+    kit_take(&drive);
+    for (int i = 0; i < COUNT; i++)
+        if (i != 1)
+            ck_assert_int_eq(kvbm_cancel_mt(m, ops[i]), 0);
+    kvbm__manager_close_begin(m);
+    ck_assert_uint_eq(kit_turn(&drive, 34), 34); /* SWEEP, 32 of what came of it, CLOSE */
+    while (!kvbm__manager_drained(m))
+        kit_turn(&drive, 1);
+    for (int i = 0; i < COUNT; i++)
+        ck_assert_int_eq(done[i].status, i == 1 ? -KVBM_ESHUTDOWN : -ECANCELED);
+    ck_assert(kvbm_reactor_has_work(reactor));
+    kvbm__manager_finish(m);
+    kvbm_manager_release_mt(m);
+}
+END_TEST
+
 START_TEST(operation_nobody_waited_for_does_not_hold_up_a_close) {
     kvbm_manager *m = kit_open(2);
     kvbm_block block;
@@ -263,6 +306,10 @@ static void loop_close(uv_timer_t *timer) {
     uv_close((uv_handle_t *)timer, NULL);
 }
 
+static void loop_stop(uv_timer_t *timer) {
+    (void)timer;
+}
+
 static void loop_done(void *user, const kvbm_completion *c) {
     (void)user;
     ck_assert_int_eq(c->status, 0);
@@ -323,6 +370,84 @@ START_TEST(waiting_allocation_times_out_on_a_callers_loop) {
         uv_run(&lp.loop, UV_RUN_ONCE);
     ck_assert_int_eq(done.status, -ETIMEDOUT);
     kit_release(m, &held, 1);
+    ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0);
+    loop_end();
+}
+END_TEST
+
+/* The loop's thread takes the reactor in a wait, and the loop's timer must know what was armed meanwhile. */
+START_TEST(deadline_outlives_a_wait_on_the_loops_own_thread) {
+    for (int i = 0; i < 2; i++) {
+        kvbm_manager *m = loop_open(i ? KVBM_OPEN_NO_BORROW : 0, 1);
+        kvbm_block held, out[2];
+        struct kit_done done;
+        kvbm_op op;
+        kvbm_completion c;
+        ck_assert_int_eq(kit_allocate(m, &held, 1), 0);
+        kvbm_submit later = kit_callback(&done, KVBM_SUBMIT_WAIT);
+        later.timeout_ns = 50000000;
+        kvbm_submit sooner = {.size = sizeof(sooner), .flags = KVBM_SUBMIT_WAIT, .timeout_ns = 1000000};
+        kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 1, .blocks = &out[0]};
+        ck_assert_int_eq(kvbm_allocate_mt(m, &a, &later, NULL), 0);
+        a.blocks = &out[1];
+        ck_assert_int_eq(kvbm_allocate_mt(m, &a, &sooner, &op), 0);
+        ck_assert_int_eq(kvbm_wait_mt(m, op, 10 * KIT_SECOND_NS, &c), 0);
+        ck_assert_int_eq(c.status, -ETIMEDOUT);
+        uv_timer_init(&lp.loop, &lp.timer);
+        uv_timer_start(&lp.timer, loop_stop, 5000, 0);
+        while (done.count == 0 && uv_is_active((uv_handle_t *)&lp.timer))
+            uv_run(&lp.loop, UV_RUN_ONCE);
+        ck_assert_uint_eq(done.count, 1);
+        ck_assert_int_eq(done.status, -ETIMEDOUT);
+        uv_close((uv_handle_t *)&lp.timer, NULL);
+        kit_release(m, &held, 1);
+        ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0);
+        ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0); /* once more, before the handles are closed */
+        loop_end();
+    }
+}
+END_TEST
+
+static struct {
+    kvbm_manager *other;
+    kvbm_block blocks[2], others;
+    int depth, depth_max, done;
+} nest;
+
+static void nest_inner(void *user, const kvbm_completion *c) {
+    (void)user;
+    (void)c;
+    ck_assert_int_ge((int)kvbm_pool_available_mt(lp.m, 0, KVBM_TIER_HOST), 0);
+}
+
+static void nest_outer(void *user, const kvbm_completion *c) {
+    (void)user;
+    ck_assert_int_eq(c->status, 0);
+    nest.depth++;
+    if (nest.depth > nest.depth_max)
+        nest.depth_max = nest.depth;
+    kvbm_submit s = {.size = sizeof(s), .done = nest_inner};
+    kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 1, .blocks = &nest.others};
+    ck_assert_int_eq(kvbm_allocate_mt(nest.other, &a, &s, NULL), 0);
+    nest.depth--;
+    nest.done++;
+}
+
+/* A callback of the loop's manager calls another manager, whose callback asks the first one for its pool. */
+START_TEST(callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself) {
+    kvbm_manager *m = loop_open(KVBM_OPEN_NO_BORROW, 4);
+    memset(&nest, 0, sizeof(nest));
+    nest.other = kit_open(4);
+    for (int i = 0; i < 2; i++) {
+        kvbm_submit s = {.size = sizeof(s), .done = nest_outer};
+        kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 1, .blocks = &nest.blocks[i]};
+        ck_assert_int_eq(kvbm_allocate_mt(m, &a, &s, NULL), 0);
+    }
+    while (nest.done < 2)
+        uv_run(&lp.loop, UV_RUN_ONCE);
+    ck_assert_int_eq(nest.depth_max, 1);
+    kit_release(m, nest.blocks, 2);
+    kvbm_manager_release_mt(nest.other);
     ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0);
     loop_end();
 }
@@ -404,9 +529,11 @@ END_TEST
 
 KIT_MAIN("close", close_ends_what_waits_and_refuses_what_comes,
          operations_queued_at_close_end_with_shutdown_and_give_their_blocks_back,
-         operation_nobody_waited_for_does_not_hold_up_a_close, thread_in_wait_hears_of_the_close,
-         references_keep_memory_and_bytes_readable_after_close, submits_that_race_with_closes_are_answered_or_refused,
+         message_between_actors_may_outlive_the_last_operation, operation_nobody_waited_for_does_not_hold_up_a_close,
+         thread_in_wait_hears_of_the_close, references_keep_memory_and_bytes_readable_after_close,
+         submits_that_race_with_closes_are_answered_or_refused,
          manager_on_a_callers_loop_answers_there_and_leaves_it_clean, wait_on_the_loops_own_thread_runs_the_reactor,
-         waiting_allocation_times_out_on_a_callers_loop,
+         waiting_allocation_times_out_on_a_callers_loop, deadline_outlives_a_wait_on_the_loops_own_thread,
+         callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself,
          other_threads_use_a_manager_on_a_callers_loop_and_may_not_close_it,
          forked_child_is_refused_everywhere_and_the_parent_goes_on)
