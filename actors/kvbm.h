@@ -224,7 +224,7 @@ typedef struct kvbm_register_args {
     uint32_t flags;           /* enum kvbm_register_flags */
     uint32_t priority;        /* 0 (evicted first) .. KVBM_PRIORITY_MAX */
     uint64_t priority_ttl_ns; /* 0: for ever; else priority falls to 0 that long after registration */
-    kvbm_block *out_blocks;   /* count handles that replace `blocks`; may be the same array */
+    kvbm_block *out_blocks;   /* count handles that replace `blocks`; the same array, or one apart from it */
     kvbm_key *out_keys;       /* NULL, or count keys */
     bool *out_duplicate;      /* NULL, or count flags: the key was resident already */
 } kvbm_register_args;

@@ -133,10 +133,15 @@ static int check_group(const kvbm_options *o, uint32_t i, kvbm_group_options *gr
     size_t stride;
     memcpy(&stride, o->groups, sizeof(stride));
     int rc = stride < GROUP_LEAST ? -EINVAL : 0;
-    if (rc == 0)
-        rc = kvbm__options_copy(group, sizeof(*group), (const unsigned char *)o->groups + i * stride, GROUP_LEAST);
+    if (rc == 0) {
+        const unsigned char *at = (const unsigned char *)o->groups + i * stride;
+        size_t size;
+        memcpy(&size, at, sizeof(size));
+        rc = size == stride ? kvbm__options_copy(group, sizeof(*group), at, GROUP_LEAST) : -EINVAL;
+    }
     if (rc != 0)
-        return kvbm__fail(failure, rc, i, "groups[%u].size: must be sizeof(kvbm_group_options)=%zu", i, sizeof(*group));
+        return kvbm__fail(failure, rc, i, "groups[%u].size: must be sizeof(kvbm_group_options)=%zu, as of all groups",
+                          i, sizeof(*group));
     if (group->host_blocks > KVBM_SLOT_COUNT_MAX)
         return kvbm__fail(failure, -EINVAL, i, "groups[%u].host_blocks=%llu: must be 0 .. %u", i,
                           (unsigned long long)group->host_blocks, KVBM_SLOT_COUNT_MAX);
@@ -226,6 +231,8 @@ static int pools_open(struct kvbm_manager *m, const kvbm_options *o, kvbm_failur
     for (uint32_t i = 0; i < o->group_count && rc == 0; i++)
         if (groups[i].host_blocks > 0)
             rc = pool_open(m, o, i, &groups[i], &layouts[i], failure);
+    if (rc == 0 && m->pool_count == 0)
+        rc = kvbm__fail(failure, -EINVAL, UINT64_MAX, "groups[].host_blocks=0: at least one group must have blocks");
     return rc;
 }
 

@@ -240,6 +240,12 @@ static int no_wait_check(const struct submission *s) {
     return 0;
 }
 
+/* Two arrays of `count` items share some of their memory, but are not the same array. */
+static bool arrays_collide(const void *a, const void *b, uint64_t count, size_t item_bytes) {
+    uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
+    return x != y && (x < y ? y - x : x - y) < count * item_bytes;
+}
+
 static int register_check(struct kvbm_manager *m, const struct submission *s, const kvbm_register_args *args) {
     if (args->count == 0 || args->count > KVBM_BATCH_COUNT_MAX)
         return kvbm__fail(s->failure, -EINVAL, NO_INDEX, "count=%llu: must be 1 .. %u", (unsigned long long)args->count,
@@ -247,6 +253,12 @@ static int register_check(struct kvbm_manager *m, const struct submission *s, co
     if (args->blocks == NULL || args->out_blocks == NULL)
         return kvbm__fail(s->failure, -EINVAL, NO_INDEX, "blocks=%s, out_blocks=%s: both must be given",
                           ARRAY_TEXT(args->blocks), ARRAY_TEXT(args->out_blocks));
+    /* Results are written while later blocks and keys are still to be read. */
+    if (arrays_collide(args->blocks, args->out_blocks, args->count, sizeof(kvbm_block)))
+        return kvbm__fail(s->failure, -EINVAL, NO_INDEX, "out_blocks: must be `blocks` itself or apart from it");
+    if (args->keys != NULL && args->out_keys != NULL &&
+        arrays_collide(args->keys, args->out_keys, args->count, sizeof(kvbm_key)))
+        return kvbm__fail(s->failure, -EINVAL, NO_INDEX, "out_keys: must be `keys` itself or apart from it");
     if ((args->flags & ~(uint32_t)(KVBM_REGISTER_KEEP_DUPLICATES | KVBM_REGISTER_ANONYMOUS)) != 0)
         return kvbm__fail(s->failure, -EINVAL, NO_INDEX,
                           "flags=0x%x: only KVBM_REGISTER_KEEP_DUPLICATES and KVBM_REGISTER_ANONYMOUS are known",

@@ -60,6 +60,13 @@ START_TEST(open_refuses_each_bad_option_by_name) {
     REFUSED(-EINVAL, "options.size=3");
     group.size = 0;
     REFUSED(-EINVAL, "groups[0].size");
+    group.host_blocks = 0;
+    REFUSED(-EINVAL, "groups[].host_blocks=0: at least one group must have blocks");
+    kvbm_group_options two[2] = {kit_group(3), kit_group(3)};
+    two[1].size = 60000; /* is not read as far as that */
+    options.groups = two;
+    options.group_count = 2;
+    REFUSED(-EINVAL, "groups[1].size");
     group.host_blocks = KVBM_SLOT_COUNT_MAX + UINT64_C(1);
     REFUSED(-EINVAL, "groups[0].host_blocks=67108865: must be 0 .. 67108864");
     group.policy = "no such";
