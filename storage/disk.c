@@ -286,18 +286,21 @@ static void on_turn(void *arg) {
         return;
     d->now_ns = d->os->now_ns(d->os->ctx);
     kvbm__disk_tick(d);
-    bool progress = true;
+    bool progress = true, told = false;
     for (int round = 0; round < TURN_ROUNDS_MAX && progress; round++) {
         start_all(d);
         progress = d->io->ops->turn(d->io);
-        progress = tell(d) || progress;
+        bool any = tell(d);
+        told = told || any;
+        progress = progress || any;
     }
     uint64_t waiting = 0;
     for (int line = 0; line < KVBM__LINE_COUNT; line++)
         waiting += d->lines[line].items;
     atomic_store_explicit(&d->counters[KVBM__C_LINE], waiting, memory_order_relaxed);
     atomic_store_explicit(&d->counters[KVBM__C_DEVICE], d->device_reads + d->device_writes, memory_order_relaxed);
-    kvbm_turn_again(&d->turn, progress || d->finished.head != NULL);
+    /* Whoever was told may have something to do before the loop waits, in a handle that had its turn. */
+    kvbm_turn_again(&d->turn, progress || told || d->finished.head != NULL);
     kvbm__disk_tick_soon(d, waiting + d->device_reads + d->device_writes + d->sync_left > 0);
     if (d->closing != 0)
         close_when_idle(d);

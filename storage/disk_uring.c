@@ -125,6 +125,9 @@ static void on_closed(uv_handle_t *handle) {
     struct uring_io *u = handle->data;
     void (*closed)(void *arg) = u->closed;
     void *arg = u->closed_arg;
+    /* The ring goes some time after its descriptor; the files should go now. */
+    if (u->got.fixed_files)
+        (void)io_uring_unregister_files(&u->ring);
     io_uring_queue_exit(&u->ring);
     free(u);
     closed(arg);

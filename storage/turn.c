@@ -12,6 +12,11 @@ static void on_prepare(uv_prepare_t *prepare) {
     turn->fn(turn->arg);
 }
 
+static void on_check(uv_check_t *check) {
+    struct kvbm_turn *turn = check->data;
+    turn->fn(turn->arg);
+}
+
 /* Does nothing: its being active keeps the loop from waiting. */
 static void on_idle(uv_idle_t *idle) {
     (void)idle;
@@ -25,15 +30,19 @@ static void on_timer(uv_timer_t *timer) {
 
 void kvbm_turn_open(struct kvbm_turn *turn, const struct kvbm_os *os, uv_loop_t *loop, void (*fn)(void *arg),
                     void *arg) {
-    *turn = (struct kvbm_turn){.os = os, .fn = fn, .arg = arg, .timer_ns = KVBM_NO_DEADLINE, .open_handles = 3};
-    turn->prepare.data = turn->idle.data = turn->timer.data = turn;
+    *turn = (struct kvbm_turn){.os = os, .fn = fn, .arg = arg, .timer_ns = KVBM_NO_DEADLINE, .open_handles = 4};
+    turn->prepare.data = turn->check.data = turn->idle.data = turn->timer.data = turn;
     int rc = uv_prepare_init(loop, &turn->prepare); /* none of these can fail */
+    KVBM_ASSERT(rc == 0);
+    rc = uv_check_init(loop, &turn->check);
     KVBM_ASSERT(rc == 0);
     rc = uv_idle_init(loop, &turn->idle);
     KVBM_ASSERT(rc == 0);
     rc = uv_timer_init(loop, &turn->timer);
     KVBM_ASSERT(rc == 0);
     rc = uv_prepare_start(&turn->prepare, on_prepare);
+    KVBM_ASSERT(rc == 0);
+    rc = uv_check_start(&turn->check, on_check);
     KVBM_ASSERT(rc == 0);
 }
 
@@ -72,6 +81,7 @@ void kvbm_turn_close(struct kvbm_turn *turn, void (*closed)(void *arg), void *ar
     turn->closed = closed;
     turn->closed_arg = arg;
     uv_close((uv_handle_t *)&turn->prepare, on_closed);
+    uv_close((uv_handle_t *)&turn->check, on_closed);
     uv_close((uv_handle_t *)&turn->idle, on_closed);
     uv_close((uv_handle_t *)&turn->timer, on_closed);
 }

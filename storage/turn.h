@@ -1,6 +1,6 @@
 /*
- * turn.h - gives an object a call on each turn of a libuv loop, right before the loop would wait for events, and at a
- * time it asks for. Owns three handles of the loop. Thread: the loop's.
+ * turn.h - gives an object a call on each turn of a libuv loop, right before and right after the loop waits for events,
+ * and at a time it asks for. Owns four handles of the loop. Thread: the loop's.
  *
  * It keeps a loop alive. libuv counts milliseconds: a time is met late by up to two of them, never early.
  */
@@ -20,6 +20,7 @@ struct kvbm_turn {
     void (*closed)(void *arg);
     void *closed_arg;
     uv_prepare_t prepare;
+    uv_check_t check;
     uv_idle_t idle;
     uv_timer_t timer;
     uint64_t timer_ns; /* KVBM_NO_DEADLINE: it does not run */
@@ -27,10 +28,10 @@ struct kvbm_turn {
     bool again;
 };
 
-/* fn(arg) is called on every turn from now on. `turn` must not move until closed. */
+/* fn(arg) is called twice on every turn from now on. `turn` must not move until closed. */
 void kvbm_turn_open(struct kvbm_turn *turn, const struct kvbm_os *os, uv_loop_t *loop, void (*fn)(void *arg),
                     void *arg);
-/* From fn: whether the loop must not wait before the next turn. */
+/* From fn: whether the loop must not wait before the next call. */
 void kvbm_turn_again(struct kvbm_turn *turn, bool again);
 /* A turn happens at or soon after now_ns (monotonic); replaces the time set before. KVBM_NO_DEADLINE: none. */
 void kvbm_turn_at(struct kvbm_turn *turn, uint64_t at_ns);
