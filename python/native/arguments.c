@@ -411,7 +411,7 @@ static char format_kind(const Py_buffer *view) {
     return strchr("ilq", *format) != NULL ? 'i' : strchr("ILQ", *format) != NULL ? 'u' : (char)0;
 }
 
-/* Checks signed values, and narrows 64-bit ones. */
+/* Checks signed values, narrows 64-bit ones, and moves what is not aligned as integers are. */
 static int tokens_from_view(struct pyk_state *state, const char *name, char kind, struct pyk_tokens *tokens) {
     const Py_buffer *view = &tokens->buffer;
     Py_ssize_t count = view->len / view->itemsize;
@@ -419,21 +419,29 @@ static int tokens_from_view(struct pyk_state *state, const char *name, char kind
         if (tokens_copy_new(tokens, count) < 0) {
             return -1;
         }
-        const uint64_t *wide = view->buf;
         for (Py_ssize_t i = 0; i < count; i++) {
-            if (wide[i] > UINT32_MAX) {
+            uint64_t wide;
+            memcpy(&wide, (const char *)view->buf + i * 8, sizeof wide);
+            if (wide > UINT32_MAX) {
                 PyObject *token =
-                    kind == 'i' ? PyLong_FromLongLong((long long)wide[i]) : PyLong_FromUnsignedLongLong(wide[i]);
+                    kind == 'i' ? PyLong_FromLongLong((long long)wide) : PyLong_FromUnsignedLongLong(wide);
                 raise_token(state, name, i, token);
                 Py_XDECREF(token);
                 return -1;
             }
-            tokens->copy[i] = (uint32_t)wide[i];
+            tokens->copy[i] = (uint32_t)wide;
         }
         return 0;
     }
-    tokens->tokens = view->buf;
-    tokens->count = (uint64_t)count;
+    if ((uintptr_t)view->buf % _Alignof(uint32_t) != 0) {
+        if (tokens_copy_new(tokens, count) < 0) {
+            return -1;
+        }
+        memcpy(tokens->copy, view->buf, (size_t)view->len);
+    } else {
+        tokens->tokens = view->buf;
+        tokens->count = (uint64_t)count;
+    }
     for (Py_ssize_t i = 0; kind == 'i' && i < count; i++) {
         if (tokens->tokens[i] > INT32_MAX) {
             PyObject *token = PyLong_FromLong((long)(int32_t)tokens->tokens[i]);

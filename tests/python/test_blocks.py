@@ -359,6 +359,7 @@ def test_hash_tokens_reads_every_kind_of_input() -> None:
         range(1000, 1019),
         [np.int64(token) for token in tokens],
         memoryview(array.array("I", tokens)),
+        *(np.frombuffer(b"?" + np.array(tokens, kind).tobytes(), kind, offset=1) for kind in (np.int32, np.int64)),
     ]
     assert all(hash_tokens(each, 4) == hashes for each in inputs)
     assert hash_tokens(tokens[8:], 4, parent=hashes[1]) == hashes[2:4]
