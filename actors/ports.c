@@ -92,6 +92,8 @@ static struct kvbm_msg_credit *credit_claim(struct kvbm_manager *m, struct kvbm_
             *rc = 0;
             return &m->credits[i];
         }
+        if (none == port)
+            return NULL; /* another thread asked for it meanwhile */
     }
     *rc = -EAGAIN;
     return NULL;
@@ -121,6 +123,7 @@ int kvbm_port_want_credit_mt(kvbm_port *port, kvbm_manager *m, void *user) {
      * then looks at credit_requests. A lane that was full has operations in it, each of which looks here when it ends.
      */
     atomic_fetch_add_explicit(&m->credit_requests, 1, memory_order_seq_cst);
+    kvbm__fence_given();
     bool closed = atomic_load_explicit(&m->closed, memory_order_seq_cst) != 0;
     if (closed || kvbm_mailbox_depth_mt(&m->reactor.mailbox) == 0)
         kvbm__credits_fire(m);

@@ -182,6 +182,56 @@ START_TEST(credit_that_is_wanted_at_close_comes_with_shutdown) {
 }
 END_TEST
 
+#define ASK_ROUNDS 40 /* fewer than the manager has places for requests */
+
+static struct {
+    kvbm_port *ports[ASK_ROUNDS];
+    _Atomic uint32_t here[ASK_ROUNDS], accepted[ASK_ROUNDS];
+} ask;
+
+static void ask_run(void *arg) {
+    for (int i = 0; i < ASK_ROUNDS; i++) {
+        atomic_fetch_add(&ask.here[i], 1);
+        while (atomic_load(&ask.here[i]) < 2)
+            ;
+        int rc = kvbm_port_want_credit_mt(ask.ports[i], arg, NULL);
+        KVBM_ASSERT(rc == 0 || rc == -EALREADY);
+        atomic_fetch_add(&ask.accepted[i], rc == 0);
+    }
+}
+
+START_TEST(of_two_threads_that_want_credit_at_once_one_is_told_that_it_is_asked_for) {
+    const struct kvbm_os *os = kvbm_os_real();
+    for (int lap = 0; lap < 20; lap++) {
+        kvbm_group_options group;
+        kvbm_options options = kit_options(&group, 1);
+        options.max_operations = 16;
+        kvbm_manager *m = kit_driven_with(&drive, &options, 0);
+        kvbm_block out;
+        kvbm_op op;
+        kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 1, .blocks = &out};
+        memset(&ask, 0, sizeof(ask));
+        kit_take(&drive);
+        for (int i = 0; i < 16; i++)
+            ck_assert_int_eq(kvbm_allocate_mt(m, &a, NULL, &op), 0); /* all operations stand in the lane */
+        for (int i = 0; i < ASK_ROUNDS; i++)
+            ck_assert_int_eq(kvbm_port_open(1, &ask.ports[i]), 0);
+        struct kvbm_thread threads[2];
+        for (int i = 0; i < 2; i++)
+            ck_assert_int_eq(os->thread_start(os->ctx, &threads[i], ask_run, m, "ask"), 0);
+        for (int i = 0; i < 2; i++)
+            os->thread_join(os->ctx, &threads[i]);
+        kit_driven_end(&drive);
+        for (int i = 0; i < ASK_ROUNDS; i++) {
+            kvbm_completion c[2];
+            ck_assert_uint_eq(ask.accepted[i], 1);
+            ck_assert_int_eq(kvbm_port_drain(ask.ports[i], c, 2), 1);
+            kvbm_port_close(ask.ports[i]);
+        }
+    }
+}
+END_TEST
+
 static struct kit_done told;
 
 static void on_orphan(void *user, const kvbm_completion *c) {
@@ -361,6 +411,7 @@ KIT_MAIN("ports", completion_comes_through_the_port_and_its_fd,
          inline_answer_leaves_the_port_untouched_and_its_place_free, full_port_returns_eagain_until_it_is_drained,
          credit_comes_once_when_an_operation_is_free_again_even_to_a_full_port,
          credit_after_a_full_lane_comes_when_the_lane_has_moved, credit_that_is_wanted_at_close_comes_with_shutdown,
+         of_two_threads_that_want_credit_at_once_one_is_told_that_it_is_asked_for,
          port_closed_with_operations_in_flight_releases_what_they_bring_or_tells_their_callback,
          port_outlives_its_manager_and_the_manager_its_port, one_port_serves_several_managers, misuse_is_refused,
          ports_opened_and_closed_under_load_lose_no_block)
