@@ -12,8 +12,9 @@
  * Closing. `closed` refuses new work; a submitter first makes its operation visible (state, sequentially consistent)
  * and then looks at `closed`, the closer first sets `closed` and then looks at all states: one of the two sees the
  * other. Every other call into the reactor by an application thread stands between kvbm__enter and kvbm__leave, which
- * do the same with `inside`. So once no operation is in flight, nobody is inside and both actors have answered
- * SHUTDOWN, no application thread is or will be in a function of the reactor, and it can be stopped.
+ * do the same with `inside`; a callback in a turn counts as inside too. So once no operation is in flight, nobody is
+ * inside and both actors have answered SHUTDOWN, no application thread is or will be in a function of the reactor, and
+ * it can be stopped.
  *
  * References. `references` are the users'; the last one closes. `holds` keep the memory: one for all users together,
  * one for a reactor that still has handles on a caller's loop, and one for each completion that waits in a port.

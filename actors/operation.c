@@ -78,11 +78,19 @@ void kvbm__operation_disown(struct kvbm_operation *op) {
 }
 
 static void deliver_callback(struct kvbm_operation *op, kvbm_done_callback done) {
+    struct kvbm_manager *m = op->manager;
     kvbm_completion completion;
     kvbm__operation_completion(op, &completion);
+    /* In a turn the callback counts as inside: a closer waits for it where it keeps its time limit, and not for the
+     * thread that it holds up. Sequentially consistent, as in kvbm__enter; before the operation lets the closer go. */
+    bool in_turn = kvbm__inside_callback(m);
+    if (in_turn)
+        atomic_fetch_add_explicit(&m->inside, 1, memory_order_seq_cst);
     /* First the object, then the callback: it may submit the next operation. */
     kvbm__operation_give(op);
     done(completion.user, &completion);
+    if (in_turn)
+        kvbm__leave(m);
 }
 
 void kvbm__operation_orphaned(struct kvbm_operation *op) {

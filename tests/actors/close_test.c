@@ -89,6 +89,38 @@ START_TEST(operations_queued_at_close_end_with_shutdown_and_give_their_blocks_ba
 }
 END_TEST
 
+static bool drained_in_callback;
+
+static void look_drained(void *user, const kvbm_completion *c) {
+    kit_on_done(user, c);
+    drained_in_callback = kvbm__manager_drained(drive.manager);
+}
+
+/* The last operation of a shutdown ends with a callback; a closer that went on to stop the reactor's thread would wait
+ * for it beyond its time limit. */
+START_TEST(callback_that_runs_holds_off_the_end_of_a_close) {
+    enum { COUNT = 40 * KVBM_STEP_BLOCKS };
+    static kvbm_key keys[COUNT];
+    static uint8_t tiers[COUNT];
+    kvbm_manager *m = kit_driven(&drive, 1);
+    struct kit_done done;
+    kvbm_submit s = kit_callback(&done, 0);
+    kvbm_query_args q = {.size = sizeof(q), .count = COUNT, .keys = keys, .tiers = tiers};
+    s.done = look_drained;
+    kit_take(&drive);
+    ck_assert_int_eq(kvbm_query_mt(m, &q, &s, NULL), 0);
+    kit_turn(&drive, 1);
+    kvbm__manager_close_begin(m);
+    kit_turn(&drive, 256); /* the actors answer the shutdown between two steps of the query */
+    ck_assert_uint_eq(done.count, 1);
+    ck_assert_int_eq(done.status, 0);
+    ck_assert(!drained_in_callback);
+    ck_assert(kvbm__manager_drained(m));
+    kvbm__manager_finish(m);
+    kvbm_manager_release_mt(m);
+}
+END_TEST
+
 static kvbm_block leased;
 
 static void release_leased(void *user, const kvbm_completion *c) {
@@ -529,9 +561,9 @@ END_TEST
 
 KIT_MAIN("close", close_ends_what_waits_and_refuses_what_comes,
          operations_queued_at_close_end_with_shutdown_and_give_their_blocks_back,
-         message_between_actors_may_outlive_the_last_operation, operation_nobody_waited_for_does_not_hold_up_a_close,
-         thread_in_wait_hears_of_the_close, references_keep_memory_and_bytes_readable_after_close,
-         submits_that_race_with_closes_are_answered_or_refused,
+         callback_that_runs_holds_off_the_end_of_a_close, message_between_actors_may_outlive_the_last_operation,
+         operation_nobody_waited_for_does_not_hold_up_a_close, thread_in_wait_hears_of_the_close,
+         references_keep_memory_and_bytes_readable_after_close, submits_that_race_with_closes_are_answered_or_refused,
          manager_on_a_callers_loop_answers_there_and_leaves_it_clean, wait_on_the_loops_own_thread_runs_the_reactor,
          waiting_allocation_times_out_on_a_callers_loop, deadline_outlives_a_wait_on_the_loops_own_thread,
          callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself,
