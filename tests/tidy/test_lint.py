@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -65,6 +66,28 @@ def test_mypy_strict() -> None:
     folders = [folder for folder in ("python/dynamo_llm", "tests/python") if list((ROOT / folder).glob("**/*.py*"))]
     assert folders, "there is no Python to check"
     demand(run(tool("mypy"), "--strict", *folders))
+
+
+def test_types_are_found_in_the_installed_package(tmp_path: Path) -> None:
+    page = (ROOT / "docs/python/overview.md").read_text()
+    section = page.split("## Type hints and IDE support")[1].split("\n## ")[0]
+    example = section.split("```python\n")[1].split("```")[0]
+    # The example stands after others that import torch and open a manager; its last line uses them.
+    functions = example[: example.index("\nprocess_layers(")].replace("import dynamo_llm", "import dynamo_llm, torch")
+    program = tmp_path / "program.py"
+    program.write_text(functions)
+    settings = tmp_path / "mypy.ini"
+    settings.write_text("[mypy]\nstrict = True\n[mypy-torch.*]\nfollow_imports = skip\n")
+    cache = ROOT / ".cache/mypy-program"
+    # From a folder of a user's own, so that nothing but the installation leads to the package.
+    done = subprocess.run(
+        [tool("mypy"), "--config-file", str(settings), "--cache-dir", str(cache), program.name],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    demand(done)
 
 
 def test_stubs_say_what_the_extension_has() -> None:
