@@ -11,42 +11,26 @@
  */
 #include <errno.h>
 
-#include "actors/policy.h"
-#include "runtime/log.h"
+#include "actors/policy_parts.h"
 
-/* A node is one word: previous:27 | next:27 | list + 1:4 | timed:1. All zero: not held, as a fresh map is. 27 bits name
- * 2^26 slots and, behind them, the heads of the lists. */
-#define NODE_LINK_BITS  27
-#define NODE_LINK_MASK  ((UINT64_C(1) << NODE_LINK_BITS) - 1)
-#define NODE_LIST_SHIFT (2 * NODE_LINK_BITS)
-#define NODE_LIST_MASK  (UINT64_C(15) << NODE_LIST_SHIFT)
-#define NODE_TIMED      (UINT64_C(1) << (NODE_LIST_SHIFT + 4))
+/* A node's tag: list + 1:4 | timed:1. */
+#define TAG_LIST_MASK 15u
+#define TAG_TIMED     16u
 
 #define LIST_EXPIRED 0u /* before the lists of the levels: list = 1 + level */
 #define LIST_COUNT   (1u + KVBM_PRIORITY_MAX + 1u)
 
-_Static_assert(KVBM_SLOT_COUNT_MAX + LIST_COUNT <= NODE_LINK_MASK, "a link names every slot and every head");
-_Static_assert(LIST_COUNT + 1 <= 16, "a node has 4 bits for its list");
-
-/* Ordered by time, then by order of insertion (which starts anew after 2^32: ties across that instant come in a wrong
- * order, nothing else does). */
-struct lru_timer {
-    uint64_t expires_ns;
-    uint32_t sequence;
-    uint32_t slot;
-};
+_Static_assert(KVBM_SLOT_COUNT_MAX + LIST_COUNT <= KVBM_NODE_LINK_MASK, "a link names every slot and every head");
+_Static_assert(LIST_COUNT + 1 <= TAG_LIST_MASK, "a tag has 4 bits for its list");
 
 struct lru {
     struct kvbm_policy policy;
     const struct kvbm_os *os;
-    uint64_t *nodes;         /* slot_count slots, then LIST_COUNT heads */
-    struct lru_timer *heap;  /* binary heap, earliest first */
-    uint32_t *heap_position; /* of each slot whose node is TIMED */
+    uint64_t *nodes; /* slot_count slots, then LIST_COUNT heads */
+    struct kvbm__timers timers;
     uint64_t mapped_bytes;
     uint32_t slot_count;
     uint32_t held_count;
-    uint32_t heap_count;
-    uint32_t sequence;
     uint32_t list_counts[LIST_COUNT];
 };
 
@@ -54,107 +38,18 @@ static inline struct lru *lru_of(struct kvbm_policy *policy) {
     return (struct lru *)policy;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ lists */
-
-static inline uint32_t node_previous(uint64_t node) {
-    return (uint32_t)(node & NODE_LINK_MASK);
-}
-
-static inline uint32_t node_next(uint64_t node) {
-    return (uint32_t)(node >> NODE_LINK_BITS & NODE_LINK_MASK);
-}
-
-static inline uint64_t node_make(uint32_t previous, uint32_t next, uint32_t list) {
-    return previous | (uint64_t)next << NODE_LINK_BITS | (uint64_t)(list + 1) << NODE_LIST_SHIFT;
-}
-
-static inline uint32_t node_list(uint64_t node) {
-    return (uint32_t)((node & NODE_LIST_MASK) >> NODE_LIST_SHIFT) - 1;
-}
-
-static inline void node_set_previous(uint64_t *node, uint32_t previous) {
-    *node = (*node & ~NODE_LINK_MASK) | previous;
-}
-
-static inline void node_set_next(uint64_t *node, uint32_t next) {
-    *node = (*node & ~(NODE_LINK_MASK << NODE_LINK_BITS)) | (uint64_t)next << NODE_LINK_BITS;
-}
-
-/* The slot is in no list. Its node's TIMED bit is cleared. */
-static inline void list_append(struct lru *lru, uint32_t list, uint32_t slot) {
-    uint32_t head = lru->slot_count + list;
-    uint32_t last = node_previous(lru->nodes[head]);
-    lru->nodes[slot] = node_make(last, head, list);
-    node_set_next(&lru->nodes[last], slot);
-    node_set_previous(&lru->nodes[head], slot);
+static inline void lru_append(struct lru *lru, uint32_t list, uint32_t slot, bool timed) {
+    kvbm__list_append(lru->nodes, lru->slot_count + list, slot, (list + 1) | (timed ? TAG_TIMED : 0));
     lru->list_counts[list]++;
     lru->held_count++;
 }
 
-static inline void list_unlink(struct lru *lru, uint32_t slot) {
-    uint64_t node = lru->nodes[slot];
-    uint32_t previous = node_previous(node), next = node_next(node), list = node_list(node);
+static inline void lru_unlink(struct lru *lru, uint32_t slot) {
+    uint32_t list = (kvbm__node_tag(lru->nodes[slot]) & TAG_LIST_MASK) - 1;
     KVBM_ASSERT(list < LIST_COUNT && lru->list_counts[list] > 0);
-    node_set_next(&lru->nodes[previous], next);
-    node_set_previous(&lru->nodes[next], previous);
-    lru->nodes[slot] = 0;
+    (void)kvbm__list_unlink(lru->nodes, slot);
     lru->list_counts[list]--;
     lru->held_count--;
-}
-
-/* ------------------------------------------------------------------------------------------------- heap of expiries */
-
-static inline bool timer_before(const struct lru_timer *a, const struct lru_timer *b) {
-    return a->expires_ns != b->expires_ns ? a->expires_ns < b->expires_ns : a->sequence < b->sequence;
-}
-
-static inline void heap_place(struct lru *lru, uint32_t position, struct lru_timer timer) {
-    lru->heap[position] = timer;
-    lru->heap_position[timer.slot] = position;
-}
-
-/* Puts `timer` where it belongs, coming from the free position `hole`. */
-static void heap_up(struct lru *lru, uint32_t hole, struct lru_timer timer) {
-    while (hole > 0) {
-        uint32_t parent = (hole - 1) / 2;
-        if (!timer_before(&timer, &lru->heap[parent]))
-            break;
-        heap_place(lru, hole, lru->heap[parent]);
-        hole = parent;
-    }
-    heap_place(lru, hole, timer);
-}
-
-static void heap_down(struct lru *lru, uint32_t hole, struct lru_timer timer) {
-    for (;;) {
-        uint32_t child = 2 * hole + 1;
-        if (child >= lru->heap_count)
-            break;
-        if (child + 1 < lru->heap_count && timer_before(&lru->heap[child + 1], &lru->heap[child]))
-            child++;
-        if (!timer_before(&lru->heap[child], &timer))
-            break;
-        heap_place(lru, hole, lru->heap[child]);
-        hole = child;
-    }
-    heap_place(lru, hole, timer);
-}
-
-static void heap_add(struct lru *lru, uint32_t slot, uint64_t expires_ns) {
-    KVBM_ASSERT(lru->heap_count < lru->slot_count);
-    heap_up(lru, lru->heap_count++, (struct lru_timer){expires_ns, lru->sequence++, slot});
-}
-
-static void heap_remove(struct lru *lru, uint32_t slot) {
-    uint32_t position = lru->heap_position[slot];
-    KVBM_ASSERT(position < lru->heap_count && lru->heap[position].slot == slot);
-    struct lru_timer last = lru->heap[--lru->heap_count];
-    if (last.slot == slot)
-        return;
-    if (position > 0 && timer_before(&last, &lru->heap[(position - 1) / 2]))
-        heap_up(lru, position, last);
-    else
-        heap_down(lru, position, last);
 }
 
 /* ---------------------------------------------------------------------------------------------------- the interface */
@@ -163,7 +58,7 @@ static int lru_open(const struct kvbm_os *os, uint32_t slot_count, struct kvbm_p
     if (slot_count == 0 || slot_count > KVBM_SLOT_COUNT_MAX)
         return -EINVAL;
     uint64_t head_bytes = (sizeof(struct lru) + 63) / 64 * 64;
-    uint64_t heap_bytes = (uint64_t)slot_count * sizeof(struct lru_timer);
+    uint64_t heap_bytes = (uint64_t)slot_count * sizeof(struct kvbm__timer);
     uint64_t nodes_bytes = ((uint64_t)slot_count + LIST_COUNT) * sizeof(uint64_t);
     uint64_t mapped_bytes = head_bytes + heap_bytes + nodes_bytes + (uint64_t)slot_count * sizeof(uint32_t);
     void *map = NULL;
@@ -175,13 +70,13 @@ static int lru_open(const struct kvbm_os *os, uint32_t slot_count, struct kvbm_p
     struct lru *lru = map;
     lru->policy.ops = &kvbm_policy_lru;
     lru->os = os;
-    lru->heap = (struct lru_timer *)(void *)(at + head_bytes);
+    lru->timers.heap = (struct kvbm__timer *)(void *)(at + head_bytes);
     lru->nodes = (uint64_t *)(void *)(at + head_bytes + heap_bytes);
-    lru->heap_position = (uint32_t *)(void *)(at + head_bytes + heap_bytes + nodes_bytes);
+    lru->timers.positions = (uint32_t *)(void *)(at + head_bytes + heap_bytes + nodes_bytes);
     lru->mapped_bytes = mapped_bytes;
     lru->slot_count = slot_count;
     for (uint32_t list = 0; list < LIST_COUNT; list++)
-        lru->nodes[slot_count + list] = node_make(slot_count + list, slot_count + list, list);
+        kvbm__list_init(lru->nodes, slot_count + list);
     *policy = &lru->policy;
     return 0;
 }
@@ -196,15 +91,12 @@ static void lru_insert(struct kvbm_policy *policy, uint32_t slot, const struct k
     struct lru *lru = lru_of(policy);
     KVBM_ASSERT(slot < lru->slot_count);
     KVBM_ASSERT(lru->nodes[slot] == 0);
-    KVBM_ASSERT(meta->priority <= KVBM_PRIORITY_MAX);
-    uint32_t level = meta->priority;
-    if (level > 0 && meta->expires_ns != 0 && now_ns >= meta->expires_ns)
-        level = 0; /* it ran out while the slot was leased: an ordinary slot, just used */
-    list_append(lru, 1 + level, slot);
-    if (level > 0 && meta->expires_ns != 0) {
-        lru->nodes[slot] |= NODE_TIMED;
-        heap_add(lru, slot, meta->expires_ns);
-    }
+    bool timed; /* a priority that ran out while the slot was leased makes an
+                 ordinary slot, just used */
+    uint32_t level = kvbm__policy_level(meta, now_ns, &timed);
+    lru_append(lru, 1 + level, slot, timed);
+    if (timed)
+        kvbm__timers_add(&lru->timers, slot, meta->expires_ns);
 }
 
 static bool lru_remove(struct kvbm_policy *policy, uint32_t slot) {
@@ -212,19 +104,17 @@ static bool lru_remove(struct kvbm_policy *policy, uint32_t slot) {
     KVBM_ASSERT(slot < lru->slot_count);
     if (lru->nodes[slot] == 0)
         return false;
-    if (lru->nodes[slot] & NODE_TIMED)
-        heap_remove(lru, slot);
-    list_unlink(lru, slot);
+    if (kvbm__node_tag(lru->nodes[slot]) & TAG_TIMED)
+        kvbm__timers_remove(&lru->timers, slot);
+    lru_unlink(lru, slot);
     return true;
 }
 
 /* Moves what ran out to the list of the expired. */
 static void lru_expire(struct lru *lru, uint64_t now_ns) {
-    while (lru->heap_count > 0 && lru->heap[0].expires_ns <= now_ns) {
-        uint32_t slot = lru->heap[0].slot;
-        heap_remove(lru, slot);
-        list_unlink(lru, slot);
-        list_append(lru, LIST_EXPIRED, slot);
+    for (uint32_t slot; (slot = kvbm__timers_expired(&lru->timers, now_ns)) != KVBM_SLOT_NONE;) {
+        lru_unlink(lru, slot);
+        lru_append(lru, LIST_EXPIRED, slot, false);
     }
 }
 
@@ -237,14 +127,20 @@ static uint32_t lru_victim(struct kvbm_policy *policy, uint64_t now_ns) {
     while (lru->list_counts[list] == 0)
         list++;
     KVBM_ASSERT(list < LIST_COUNT);
-    uint32_t slot = node_next(lru->nodes[lru->slot_count + list]);
+    uint32_t slot = kvbm__node_next(lru->nodes[lru->slot_count + list]);
     KVBM_ASSERT(slot < lru->slot_count);
     /* Victims come in runs: have the next one's node, and its successor's, on the way. */
-    uint32_t next = node_next(lru->nodes[slot]);
-    __builtin_prefetch(&lru->nodes[node_next(lru->nodes[next])], 1);
+    uint32_t next = kvbm__node_next(lru->nodes[slot]);
+    __builtin_prefetch(&lru->nodes[kvbm__node_next(lru->nodes[next])], 1);
     bool held = lru_remove(policy, slot);
     KVBM_ASSERT(held);
     return slot;
+}
+
+static void lru_publish(struct kvbm_policy *policy, uint32_t slot, const struct kvbm_policy_place *place) {
+    (void)place;
+    KVBM_ASSERT(slot < lru_of(policy)->slot_count);
+    KVBM_ASSERT(lru_of(policy)->nodes[slot] == 0);
 }
 
 static void lru_hit(struct kvbm_policy *policy, uint32_t slot) {
@@ -267,13 +163,32 @@ static uint64_t lru_bytes(const struct kvbm_policy *policy) {
 }
 
 static bool lru_uses_clock(const struct kvbm_policy *policy) {
-    return ((const struct lru *)policy)->heap_count > 0;
+    return ((const struct lru *)policy)->timers.count > 0;
+}
+
+static uint64_t lru_check(const struct kvbm_policy *policy) {
+    const struct lru *lru = (const struct lru *)policy;
+    uint64_t violations = 0, held = 0, timed = 0;
+    for (uint32_t list = 0; list < LIST_COUNT; list++) {
+        uint32_t head = lru->slot_count + list, count = 0, previous = head;
+        for (uint32_t at = kvbm__node_next(lru->nodes[head]); at != head && count <= lru->slot_count; count++) {
+            uint32_t tag = kvbm__node_tag(lru->nodes[at]);
+            violations += kvbm__node_previous(lru->nodes[at]) != previous || (tag & TAG_LIST_MASK) != list + 1;
+            timed += (tag & TAG_TIMED) != 0;
+            previous = at;
+            at = kvbm__node_next(lru->nodes[at]);
+        }
+        violations += count != lru->list_counts[list];
+        held += count;
+    }
+    return violations + (held != lru->held_count) + (timed != lru->timers.count);
 }
 
 const struct kvbm_policy_ops kvbm_policy_lru = {
     .name = "lru",
     .open = lru_open,
     .close = lru_close,
+    .publish = lru_publish,
     .insert = lru_insert,
     .remove = lru_remove,
     .victim = lru_victim,
@@ -282,4 +197,5 @@ const struct kvbm_policy_ops kvbm_policy_lru = {
     .count = lru_count,
     .bytes = lru_bytes,
     .uses_clock = lru_uses_clock,
+    .check = lru_check,
 };

@@ -248,8 +248,15 @@ static void entry_set_priority(struct kvbm_registry *r, uint32_t number, const s
     }
 }
 
+/* Where m->previous is in the block's tier; KVBM_SLOT_NONE if nowhere. */
+static uint32_t register_parent_slot(struct kvbm_registry *r, const struct kvbm_msg_register *m) {
+    uint32_t parent = m->has_parent ? kvbm_index_find(&r->index, &m->previous, m->pool->slots.group) : KVBM_ENTRY_NONE;
+    return parent == KVBM_ENTRY_NONE ? KVBM_SLOT_NONE : kvbm_index_entry(&r->index, parent)->slots[m->pool->slots.tier];
+}
+
 /* The key is not resident in the block's tier: publishes the block. */
-static void register_primary(struct kvbm_registry *r, struct kvbm_msg_register *m, uint32_t number, uint32_t slot) {
+static void register_primary(struct kvbm_registry *r, struct kvbm_msg_register *m, uint32_t number, uint32_t slot,
+                             uint32_t parent_slot) {
     struct kvbm_slots *slots = &m->pool->slots;
     struct kvbm_entry *entry = kvbm_index_entry(&r->index, number);
     KVBM_ASSERT((entry->tiers & KVBM_TIER_BIT(slots->tier)) == 0);
@@ -262,6 +269,13 @@ static void register_primary(struct kvbm_registry *r, struct kvbm_msg_register *
     entry->slots[slots->tier] = slot;
     entry->tiers |= (uint8_t)KVBM_TIER_BIT(slots->tier);
     entry_set_priority(r, number, m);
+    struct kvbm_policy_place place = {
+        .key = &entry->key,
+        .parent = m->has_parent ? &m->previous : NULL,
+        .parent_slot = parent_slot,
+        .tokens_before = (uint64_t)m->depth * slots->page_size,
+    };
+    m->pool->policy->ops->publish(m->pool->policy, slot, &place);
     kvbm_slots_publish(slots, slot, number);
     kvbm__counter_add(&m->pool->r.registered, 1);
     kvbm__counter_add(&m->pool->r.published, 1);
@@ -298,7 +312,8 @@ static kvbm_block register_duplicate(struct kvbm_registry *r, struct kvbm_msg_re
     return leased;
 }
 
-static void register_one(struct kvbm_registry *r, struct kvbm_msg_register *m) {
+/* *parent_slot: where m->previous is, before and after. */
+static void register_one(struct kvbm_registry *r, struct kvbm_msg_register *m, uint32_t *parent_slot) {
     kvbm_block block = m->blocks[m->done];
     kvbm_key key = register_key(r, m, block);
     uint32_t number = kvbm_index_find(&r->index, &key, m->pool->slots.group);
@@ -313,7 +328,8 @@ static void register_one(struct kvbm_registry *r, struct kvbm_msg_register *m) {
     if (duplicate)
         block = register_duplicate(r, m, number, block);
     else
-        register_primary(r, m, number, kvbm__block_slot(block));
+        register_primary(r, m, number, kvbm__block_slot(block), *parent_slot);
+    *parent_slot = kvbm_index_entry(&r->index, number)->slots[m->pool->slots.tier];
     m->out_blocks[m->done] = block;
     if (m->out_keys != NULL)
         m->out_keys[m->done] = key;
@@ -349,8 +365,10 @@ static void on_register(struct kvbm_actor *self, struct kvbm_msg *msg) {
     if (first)
         register_begin(r, m);
     uint32_t end = m->count - m->done < KVBM_STEP_BLOCKS ? m->count : m->done + KVBM_STEP_BLOCKS;
+    /* Between two steps others run, and may evict a parent that nobody leases. */
+    uint32_t parent_slot = register_parent_slot(r, m);
     while (m->done < end)
-        register_one(r, m);
+        register_one(r, m, &parent_slot);
     if (m->done < m->count) {
         send_self(r, msg);
         return;
