@@ -123,17 +123,30 @@ bool kvbm_reactor_uv_turn(struct kvbm_reactor_uv *drv) {
     return true;
 }
 
+/* In a forked child: the reactor is the parent's. */
+static bool left_to_parent(struct kvbm_reactor_uv *drv) {
+    if (!kvbm_os_forked_mt(drv->fork_stamp))
+        return false;
+    uv_poll_stop(&drv->wake);
+    uv_timer_stop(&drv->timer);
+    return true;
+}
+
 /* An error of the poll (status < 0) is served like a wake-up: there is nothing to read, and nothing is lost. */
 static void on_wake(uv_poll_t *wake, int status, int events) {
     struct kvbm_reactor_uv *drv = wake->data;
     (void)status;
     (void)events;
+    if (left_to_parent(drv))
+        return;
     drv->reactor->os->event_clear(drv->reactor->os->ctx, drv->wake_fd);
     serve(drv);
 }
 
 static void on_timer(uv_timer_t *timer) {
     struct kvbm_reactor_uv *drv = timer->data;
+    if (left_to_parent(drv))
+        return;
     drv->timer_due = true;
     drv->timer_ns = KVBM_NO_DEADLINE; /* it stands at nothing now */
     serve(drv);
@@ -202,6 +215,7 @@ int kvbm_reactor_uv_start(struct kvbm_reactor_uv *drv, struct kvbm_reactor *r, u
     KVBM_ASSERT(r->options.wake == kvbm_reactor_uv_wake && r->options.wake_ctx == drv);
     KVBM_ASSERT(atomic_load_explicit(&r->state, memory_order_relaxed) == KVBM_REACTOR_RUNNING);
     *drv = (struct kvbm_reactor_uv){.reactor = r, .loop = loop, .owns_loop = loop == NULL};
+    drv->fork_stamp = kvbm_os_fork_stamp_mt();
     drv->holding = true;
     drv->timer_ns = KVBM_NO_DEADLINE;
     if (drv->owns_loop)

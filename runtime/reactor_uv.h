@@ -9,6 +9,9 @@
  * comes between the pieces. A callback that leaves work behind wakes its own loop and lets other handles have their say
  * first. The only file pair, with later storage tiers, that sees libuv.
  *
+ * A forked child that runs its copy of a caller's loop (uv_loop_fork) shares the eventfd with its parent: there the
+ * handles stop, so that the child does not swallow the parent's wake-ups.
+ *
  * On a caller's loop the wake handle is referenced: uv_run serves until kvbm_reactor_uv_stop. The timer is not.
  */
 #ifndef KVBM_RUNTIME_REACTOR_UV_H
@@ -22,6 +25,7 @@
 
 struct kvbm_reactor_uv {
     struct kvbm_reactor *reactor;
+    uint32_t fork_stamp;
     uv_loop_t *loop;
     uv_loop_t own_loop;
     bool owns_loop; /* own thread */

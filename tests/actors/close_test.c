@@ -559,6 +559,37 @@ START_TEST(forked_child_is_refused_everywhere_and_the_parent_goes_on) {
 }
 END_TEST
 
+/* A child that goes on with its copy of the loop shares the eventfd by which the parent is woken. */
+START_TEST(forked_child_that_runs_the_loop_takes_no_wake_up_from_the_parent) {
+    kvbm_manager *m = loop_open(KVBM_OPEN_NO_BORROW, 1);
+    kvbm_block block;
+    struct kit_done done;
+    kvbm_submit s = kit_callback(&done, 0);
+    kvbm_allocate_args a = {.size = sizeof(a), .tier = KVBM_TIER_HOST, .count = 1, .blocks = &block};
+    uv_run(&lp.loop, UV_RUN_NOWAIT);
+    ck_assert_int_eq(kvbm_allocate_mt(m, &a, &s, NULL), 0); /* the wake-up is on its way */
+    pid_t child = fork();
+    if (child == 0) {
+        int rc = uv_loop_fork(&lp.loop);
+        for (int i = 0; i < 3 && rc == 0; i++)
+            uv_run(&lp.loop, UV_RUN_NOWAIT);
+        _exit(rc != 0 || done.count != 0);
+    }
+    int status = -1;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    uv_timer_init(&lp.loop, &lp.timer);
+    uv_timer_start(&lp.timer, loop_stop, 5000, 0);
+    while (done.count == 0 && uv_is_active((uv_handle_t *)&lp.timer))
+        uv_run(&lp.loop, UV_RUN_ONCE);
+    ck_assert_uint_eq(done.count, 1);
+    uv_close((uv_handle_t *)&lp.timer, NULL);
+    kit_release(m, &block, 1);
+    ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0);
+    loop_end();
+}
+END_TEST
+
 KIT_MAIN("close", close_ends_what_waits_and_refuses_what_comes,
          operations_queued_at_close_end_with_shutdown_and_give_their_blocks_back,
          callback_that_runs_holds_off_the_end_of_a_close, message_between_actors_may_outlive_the_last_operation,
@@ -568,4 +599,5 @@ KIT_MAIN("close", close_ends_what_waits_and_refuses_what_comes,
          waiting_allocation_times_out_on_a_callers_loop, deadline_outlives_a_wait_on_the_loops_own_thread,
          callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself,
          other_threads_use_a_manager_on_a_callers_loop_and_may_not_close_it,
-         forked_child_is_refused_everywhere_and_the_parent_goes_on)
+         forked_child_is_refused_everywhere_and_the_parent_goes_on,
+         forked_child_that_runs_the_loop_takes_no_wake_up_from_the_parent)
