@@ -153,6 +153,7 @@ static uint64_t check_pool(struct report *r, struct kvbm_manager *m, uint32_t nu
     expect(r, kvbm__counter_get(&pool->r.reclaimed) == g->reclaimed_count, "pool %u: gauge reclaimed", number);
     expect(r, pool->policy->ops->count(pool->policy) == c.cached, "pool %u: %llu slots cached, the policy has %u",
            number, (unsigned long long)c.cached, pool->policy->ops->count(pool->policy));
+    expect(r, pool->policy->ops->check(pool->policy) == 0, "pool %u: the policy contradicts itself", number);
     expect(r, kvbm__counter_get(&pool->r.cached) == c.cached, "pool %u: gauge cached", number);
     expect(r, kvbm__counter_get(&pool->r.registered) == c.cached + c.active, "pool %u: gauge registered", number);
     expect(r, g->watch == NULL || a->watching, "pool %u: a WATCH that nobody sent", number);

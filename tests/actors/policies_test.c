@@ -69,7 +69,7 @@ static uint32_t evict(struct kvbm_policy *policy, uint64_t now_ns) {
     return slot;
 }
 
-/* ------------------------------------------------------------------------------------------ a cache of single blocks */
+/* ----------------------------------------------------------------------------------------- a cache of single blocks */
 
 #define NUMBERS 40000
 
@@ -472,7 +472,7 @@ START_TEST(prefix_gives_up_the_parent_of_a_leased_child_only_when_nothing_else_i
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------------ every policy */
+/* ----------------------------------------------------------------------------------------------------- every policy */
 
 START_TEST(every_policy_works_with_one_to_four_slots) {
     for (uint32_t p = 0; p < POLICY_COUNT; p++) {

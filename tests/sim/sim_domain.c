@@ -81,7 +81,10 @@ static void geometry_draw(struct domain *d, kvbm_group_options *options, struct 
     g->layers = (uint32_t)sim_between(sim, 1, 2);
     g->outers = (uint32_t)sim_between(sim, 1, 2);
     g->planes = g->layers * g->outers;
+    static const char *const policies[] = {"lru", "s3fifo", "prefix"};
     *options = (kvbm_group_options){.size = sizeof *options, .host_blocks = g->capacity};
+    options->policy = policies[sim_below(sim, 3)];
+    g->lru = options->policy == policies[0];
     options->geometry = (struct kvbm_geometry){
         .num_layers = g->layers,
         .outer_dim = g->outers,

@@ -85,6 +85,7 @@ struct domain_slot {
 
 struct domain_group {
     uint32_t capacity;
+    bool lru; /* its policy; for the others the naive cache of exact runs names no victims */
     uint32_t page_size, planes, layers, outers;
     uint64_t plane_bytes;
     struct domain_slot slots[DOMAIN_SLOTS];
