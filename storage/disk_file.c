@@ -18,6 +18,9 @@
 #define PATH_BYTES  (PATH_MAX + sizeof NEW_SUFFIX)
 #define OPEN_TRIES  8 /* a file may be replaced between its open and its lock */
 #define ZEROS_BYTES (UINT64_C(1) << 16)
+/* How long requests of a process that has ended are waited for, and how often they are looked for. */
+#define LAST_IO_WAIT_NS UINT64_C(10000000000)
+#define LAST_IO_LOOK_NS UINT64_C(1000000)
 
 void (*kvbm__disk_point_hook)(int point);
 
@@ -85,8 +88,15 @@ static int sync_folder(const char *path) {
 
 /* ------------------------------------------------------------------------------------------------ open and lock */
 
-static int lock(int fd) {
-    struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+/* What a byte of the file is locked for. */
+enum {
+    LOCK_OWNER = 0,    /* by a description that nothing but the process holds: gone when it is */
+    LOCK_PAYLOADS = 1, /* by those which requests in flight hold, too: gone when the device is done */
+    LOCK_RECORDS = 2,
+};
+
+static int lock(int fd, int byte) {
+    struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
     if (fcntl(fd, F_OFD_SETLK, &range) == 0)
         return 0;
     return errno == EAGAIN || errno == EACCES ? -KVBM_ELOCKED : -errno;
@@ -106,7 +116,7 @@ static int open_locked(const char *path, int flags, struct kvbm_disk_failure *fa
             close(fd);
             return fail(failure, -KVBM_EFOREIGN, "%s: it is not a regular file", path);
         }
-        rc = rc == 0 ? lock(fd) : rc;
+        rc = rc == 0 ? lock(fd, LOCK_OWNER) : rc;
         if (rc == 0 && stat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev)
             return fd;
         close(fd);
@@ -137,22 +147,38 @@ static int open_again(const struct kvbm_disk_file *file, const char *path, int f
     return -ESTALE;
 }
 
+/* Waits for requests of an owner that has ended and whose last requests the device still has: these would land after
+ * ours. */
+static int lock_data(int fd, int byte, const struct kvbm_os *os) {
+    _Atomic uint32_t nobody_wakes_this = 0;
+    uint64_t until_ns = os->now_ns(os->ctx) + LAST_IO_WAIT_NS;
+    for (;;) {
+        int rc = lock(fd, byte);
+        uint64_t now_ns = os->now_ns(os->ctx);
+        if (rc != -KVBM_ELOCKED || now_ns >= until_ns)
+            return rc;
+        os->wait_u32(os->ctx, &nobody_wakes_this, 0, now_ns + LAST_IO_LOOK_NS);
+    }
+}
+
 /* The descriptors of a file that is locked and checked. A file system that refuses O_DIRECT refuses it at open or at
  * the first read. */
-static int open_data(struct kvbm_disk_file *file, struct kvbm_logger *log, const char *path, bool no_direct) {
+static int open_data(struct kvbm_disk_file *file, const struct kvbm_os *os, struct kvbm_logger *log, const char *path,
+                     bool no_direct) {
     _Alignas(KVBM_DISK_PAGE_BYTES) uint8_t page[KVBM_DISK_PAGE_BYTES];
     int fd = open_again(file, path, 0);
     if (fd < 0)
         return fd;
     file->buffered_fd = file->direct_fd = fd;
-    if (no_direct)
-        return 0;
+    int rc = lock_data(fd, LOCK_RECORDS, os);
+    if (rc != 0 || no_direct)
+        return rc;
     fd = open_again(file, path, O_DIRECT);
-    int rc = fd < 0 ? fd : read_all(fd, page, sizeof page, 0);
+    rc = fd < 0 ? fd : read_all(fd, page, sizeof page, 0);
     if (rc == 0) {
         file->direct = true;
         file->direct_fd = fd;
-        return 0;
+        return lock_data(fd, LOCK_PAYLOADS, os);
     }
     KVBM_LOG(log, WARNING, "disk", "no O_DIRECT here, going through the page cache path=%s error=%s", path,
              kvbm_error_name_mt(rc));
@@ -433,9 +459,12 @@ int kvbm_disk_set_open(struct kvbm_disk_set *set, const struct kvbm_os *os, stru
         return rc;
     }
     for (uint32_t i = 0; i < set->count; i++) {
-        rc = open_data(&set->files[i], log, options->paths[i], options->no_direct);
+        rc = open_data(&set->files[i], os, log, options->paths[i], options->no_direct);
         if (rc != 0) {
             kvbm_disk_set_close(set);
+            if (rc == -KVBM_ELOCKED)
+                return fail(failure, rc, "%s: the device does not finish what a process asked for that has ended",
+                            options->paths[i]);
             return fail_errno(failure, -rc, "open again", options->paths[i]);
         }
     }

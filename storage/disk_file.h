@@ -5,7 +5,8 @@
  * it, allocates all its bytes, so that a full file system is met here and not later, writes the header last, syncs, and
  * when all files are whole renames them into place. A kill at any instruction leaves the former files, or a set that
  * the next open brings into place, or both halves of that. Files are locked against other processes (OFD lock) for as
- * long as the set is open; the kernel drops the lock when the process ends, however it ends. Forked children share the
+ * long as the set is open; the kernel drops the lock when the process ends, however it ends, and a second lock when the
+ * device is done with its last requests, which an open waits for. Forked children share the
  * lock while they hold the descriptors.
  *
  * Thread: one at a time; these calls block. No allocation, but for KVBM_DISK_PAGE_BYTES on the stack.

@@ -190,8 +190,10 @@ void kvbm__disk_tick_soon(struct kvbm__disk *d, bool busy) {
 }
 
 void kvbm__disk_tick(struct kvbm__disk *d) {
-    if (d->now_ns < d->tick_ns)
+    if (d->now_ns < d->tick_ns) {
+        kvbm_turn_at(&d->turn, d->tick_ns); /* nothing to do if it is set */
         return;
+    }
     d->tick_ns = KVBM_NO_DEADLINE;
     for (uint32_t i = 0; i < d->options.depth; i++) {
         struct kvbm__disk_op *op = &d->ops[i];

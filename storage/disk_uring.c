@@ -1,12 +1,14 @@
 /*
- * disk_uring.c - see disk_uring.h. Owns the ring and its registrations. Thread: the loop's; with deferred task work the
- * thread of the first turn is the ring's only one, so a store may be opened elsewhere before its loop runs.
+ * disk_uring.c - see disk_uring.h. Owns the ring and its registrations. Thread: the loop's; the thread of the first turn
+ * is the ring's only one, and a store may be opened elsewhere before its loop runs.
+ *
+ * No deferred task work (IORING_SETUP_DEFER_TASKRUN): with it a ring's descriptor in an epoll set is not woken by a
+ * completion, measured on Linux 6.18, and the loop would find it only at its next timer.
  */
 #include "storage/disk_uring.h"
 
 #include <errno.h>
 #include <liburing.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -107,13 +109,9 @@ static bool uring_turn(struct kvbm_disk_io *io) {
         KVBM_ASSERT_MSG(rc == 0, "io_uring_enable_rings: %s", kvbm_error_name_mt(rc));
         u->disabled = false;
     }
-    unsigned ready = io_uring_sq_ready(&u->ring);
-    bool progress = ready > 0;
-    /* Deferred completions are made by this call, if the kernel says that there are any. */
-    unsigned flags = atomic_load_explicit((_Atomic unsigned *)u->ring.sq.kflags, memory_order_acquire);
-    if (ready > 0 || (u->got.deferred && (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0)) {
-        /* All of them in one call. A refusal leaves entries in the queue for the next turn. */
-        int rc = u->got.deferred ? io_uring_submit_and_get_events(&u->ring) : io_uring_submit(&u->ring);
+    bool progress = io_uring_sq_ready(&u->ring) > 0;
+    if (progress) {
+        int rc = io_uring_submit(&u->ring); /* a refusal leaves entries in the queue for the next turn */
         if (rc < 0 && rc != -EAGAIN && rc != -EBUSY && rc != -EINTR)
             KVBM_LOG(u->log, WARNING, "disk", "io_uring refuses requests, trying again error=%s",
                      kvbm_error_name_mt(rc));
@@ -149,11 +147,10 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
 }
 
 static int open_ring(struct uring_io *u, uint32_t entries) {
-    struct io_uring_params params = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                                              IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_R_DISABLED};
+    struct io_uring_params params = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED};
     int rc = io_uring_queue_init_params(entries, &u->ring, &params);
     if (rc == 0) {
-        u->got.deferred = u->disabled = true;
+        u->disabled = true;
         return 0;
     }
     if (rc != -EINVAL)

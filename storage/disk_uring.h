@@ -1,6 +1,6 @@
 /*
- * disk_uring.h - requests performed by the kernel through io_uring. Each refinement that the machine refuses (deferred
- * task work, registered files, registered buffers) degrades to the next best with one logged line.
+ * disk_uring.h - requests performed by the kernel through io_uring. Each refinement that the machine refuses (one issuer,
+ * registered files, registered buffers) degrades to the next best with one logged line.
  */
 #ifndef KVBM_STORAGE_DISK_URING_H
 #define KVBM_STORAGE_DISK_URING_H
@@ -8,7 +8,7 @@
 #include "storage/disk_io.h"
 
 struct kvbm_disk_uring_got {
-    bool deferred, fixed_files, fixed_buffers;
+    bool fixed_files, fixed_buffers;
 };
 
 /* 0; -EPERM, -ENOSYS, ... where the kernel has or allows no io_uring, or lacks a request we need; -ENOMEM. */

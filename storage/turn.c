@@ -61,9 +61,10 @@ void kvbm_turn_at(struct kvbm_turn *turn, uint64_t at_ns) {
         uv_timer_stop(&turn->timer);
     } else {
         uv_update_time(turn->timer.loop); /* the timer counts from the loop's idea of now */
+        /* Whole milliseconds, of which the loop has begun one: two more are never early. */
         uint64_t now_ns = turn->os->now_ns(turn->os->ctx);
         uint64_t delay_ns = at_ns > now_ns ? at_ns - now_ns : 0;
-        int rc = uv_timer_start(&turn->timer, on_timer, delay_ns / NS_PER_MS + 1, 0);
+        int rc = uv_timer_start(&turn->timer, on_timer, delay_ns / NS_PER_MS + 2, 0);
         KVBM_ASSERT(rc == 0);
     }
     turn->timer_ns = at_ns;
