@@ -357,9 +357,10 @@ typedef struct kvbm_stats {
 
 /* Reads counters without stopping anything; each is exact at some recent instant. */
 int kvbm_manager_stats_mt(kvbm_manager *manager, kvbm_stats *stats);
-/* After settling what this thread released before. -EINVAL: no such pool. */
+/* After settling what this thread released before, for which it waits at most a second where the reactor's thread must
+ * do it. -EINVAL: no such pool. */
 int kvbm_pool_stats_mt(kvbm_manager *manager, uint32_t group, int tier, kvbm_pool_stats *stats);
-/* Blocks that an allocation could have: free + cached; settles first. -EINVAL: no such pool. */
+/* Blocks that an allocation could have: free + cached; settles first, as above. -EINVAL: no such pool. */
 int64_t kvbm_pool_available_mt(kvbm_manager *manager, uint32_t group, int tier);
 
 #ifdef __cplusplus

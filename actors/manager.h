@@ -169,7 +169,7 @@ int kvbm__blocks_release(struct kvbm_manager *m, const kvbm_block *blocks, uint6
 bool kvbm__port_credit_take(struct kvbm_port *port);
 void kvbm__credits_fire(struct kvbm_manager *m);
 
-/* submit.c: settles what this thread released: 0, or -EAGAIN where that could not be done now. */
+/* submit.c: settles what this thread released: 0, or -EAGAIN, -ETIMEDOUT where that could not be done now. */
 int kvbm__settle(struct kvbm_manager *m, struct kvbm_block_pool *pool);
 
 #endif

@@ -586,12 +586,21 @@ int kvbm_wait_mt(kvbm_manager *m, kvbm_op id, uint64_t timeout_ns, kvbm_completi
 
 /* ---------------------------------------------------------------------------------------------------------- settle */
 
-#define SETTLE_TRIES      32
-#define SETTLE_TIMEOUT_NS UINT64_C(1000000000)
+#define SETTLE_TRIES        32
+#define SETTLE_TIMEOUT_NS   UINT64_C(1000000000)
+#define SETTLE_PAUSE_NS_MIN UINT64_C(10000)
+#define SETTLE_PAUSE_NS_MAX UINT64_C(1000000)
 
-/* Through the reactor's own thread: SETTLE behind whatever it does now. */
+static void settle_done(void *user, const kvbm_completion *completion) {
+    (void)user;
+    (void)completion;
+}
+
+/* Through the reactor's own thread: SETTLE behind whatever it does now. It has a callback and nobody's array, so that
+ * it can be left to itself when a second has passed: a caller's loop may not run for long, or wait for this thread. */
 static int settle_wait(struct kvbm_manager *m, struct kvbm_block_pool *pool) {
-    struct submission s = {.submit = {.size = sizeof(kvbm_submit), .timeout_ns = 0}};
+    const struct kvbm_os *os = m->os;
+    struct submission s = {.submit = {.size = sizeof(kvbm_submit), .done = settle_done}};
     struct kvbm_operation *op;
     int rc = operation_take(m, &s, &m->allocator.actor, KVBM_MSG_SETTLE, 0, &op);
     if (rc != 0)
@@ -603,11 +612,19 @@ static int settle_wait(struct kvbm_manager *m, struct kvbm_block_pool *pool) {
         operation_untake(op);
         return rc;
     }
-    kvbm_completion completion;
-    do {
-        rc = kvbm_wait_mt(m, id, SETTLE_TIMEOUT_NS, &completion);
-    } while (rc == -EINTR || rc == -ETIMEDOUT); /* it has no deadline and does not wait: it is answered */
-    return rc;
+    _Atomic uint32_t nobody_wakes = 0;
+    uint64_t pause_ns = SETTLE_PAUSE_NS_MIN;
+    uint64_t now_ns = os->now_ns(os->ctx);
+    for (uint64_t end_ns = now_ns + SETTLE_TIMEOUT_NS; now_ns < end_ns; now_ns = os->now_ns(os->ctx)) {
+        if (kvbm__is_loop_thread(m))
+            kvbm__loop_turn(m);
+        if (kvbm_pool_find_mt(&m->operations, id) == NULL)
+            return 0;
+        os->wait_u32(os->ctx, &nobody_wakes, 0, now_ns + pause_ns);
+        if (pause_ns < SETTLE_PAUSE_NS_MAX)
+            pause_ns *= 2;
+    }
+    return -ETIMEDOUT;
 }
 
 int kvbm__settle(struct kvbm_manager *m, struct kvbm_block_pool *pool) {

@@ -87,8 +87,8 @@ void kvbm_pool_give_mt(struct kvbm_pool *pool, void *object) {
     uint32_t index = index_of(pool, object);
     uint32_t generation = atomic_load_explicit(&pool->generations[index], memory_order_relaxed);
     KVBM_ASSERT_MSG((generation & 1) == 1, "object %u given back twice", index);
-    /* Relaxed: published by the exchange below. */
-    atomic_store_explicit(&pool->generations[index], generation + 1, memory_order_relaxed);
+    /* Release: pairs with the acquire in find; whoever finds the id stale sees what was done with the object. */
+    atomic_store_explicit(&pool->generations[index], generation + 1, memory_order_release);
     uint64_t head = atomic_load_explicit(&pool->head, memory_order_relaxed);
     uint64_t given = 0;
     do {
@@ -104,7 +104,7 @@ void *kvbm_pool_find_mt(struct kvbm_pool *pool, uint64_t id) {
     uint32_t generation = (uint32_t)(id >> 32);
     if (index >= pool->count || (generation & 1) == 0)
         return NULL;
-    /* Acquire: pairs with the release in take. */
+    /* Acquire: pairs with the releases in take and give. */
     if (atomic_load_explicit(&pool->generations[index], memory_order_acquire) != generation)
         return NULL;
     return pool->objects + (size_t)index * pool->stride;

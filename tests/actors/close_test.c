@@ -465,6 +465,26 @@ static void nest_outer(void *user, const kvbm_completion *c) {
     nest.done++;
 }
 
+static void available_run(void *arg) {
+    _Atomic uint32_t *done = arg;
+    ck_assert_int_eq((int)kvbm_pool_available_mt(lp.m, 0, KVBM_TIER_HOST), 4);
+    atomic_fetch_add(done, 1);
+}
+
+/* Only the loop's thread could settle, and it waits for the one that asks. */
+START_TEST(pool_is_told_even_while_the_loops_thread_does_not_run) {
+    const struct kvbm_os *os = kvbm_os_real();
+    kvbm_manager *m = loop_open(KVBM_OPEN_NO_BORROW, 4);
+    struct kvbm_thread thread;
+    _Atomic uint32_t done = 0;
+    ck_assert_int_eq(os->thread_start(os->ctx, &thread, available_run, &done, "asks"), 0);
+    ck_assert(kit_wait_count(&done, 1));
+    os->thread_join(os->ctx, &thread);
+    ck_assert_int_eq(kvbm_manager_close_mt(m, 0), 0);
+    loop_end();
+}
+END_TEST
+
 /* A callback of the loop's manager calls another manager, whose callback asks the first one for its pool. */
 START_TEST(callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself) {
     kvbm_manager *m = loop_open(KVBM_OPEN_NO_BORROW, 4);
@@ -597,6 +617,7 @@ KIT_MAIN("close", close_ends_what_waits_and_refuses_what_comes,
          references_keep_memory_and_bytes_readable_after_close, submits_that_race_with_closes_are_answered_or_refused,
          manager_on_a_callers_loop_answers_there_and_leaves_it_clean, wait_on_the_loops_own_thread_runs_the_reactor,
          waiting_allocation_times_out_on_a_callers_loop, deadline_outlives_a_wait_on_the_loops_own_thread,
+         pool_is_told_even_while_the_loops_thread_does_not_run,
          callback_of_another_manager_does_not_run_the_loops_reactor_inside_itself,
          other_threads_use_a_manager_on_a_callers_loop_and_may_not_close_it,
          forked_child_is_refused_everywhere_and_the_parent_goes_on,
