@@ -87,19 +87,23 @@ int pyk_bridge_want_credit(struct pyk_bridge_object *bridge, struct pyk_core *co
 /* Submits again what waits for `core` (NULL: for any), in order, until one is refused; then asks anew. */
 static void retry(struct pyk_bridge_object *bridge, const void *core) {
     struct pyk_operation_object *operation = bridge->credit.first;
-    while (operation != NULL) {
+    bool goes_on = true;
+    while (goes_on && operation != NULL) {
         struct pyk_operation_object *next = operation->next;
         struct pyk_core *of = operation->request->core;
+        /* Completing runs Python code, which may end other operations. */
+        Py_XINCREF((PyObject *)next);
         if ((core == NULL || of == core) && !pyk_operation_retry(operation)) {
             int status = pyk_bridge_want_credit(bridge, of);
             if (status < 0) {
                 operation->submit_status = status;
                 pyk_operation_completed(operation);
-            } else if (core != NULL) {
-                return;
+            } else {
+                goes_on = core == NULL;
             }
         }
-        operation = next;
+        operation = next == NULL || next->state == PYK_OP_CREDIT ? next : bridge->credit.first;
+        Py_XDECREF((PyObject *)next); /* held by the line, or not looked at again */
     }
 }
 

@@ -78,12 +78,15 @@ static void settle(struct pyk_operation_object *self) {
     self->bridge = NULL;
     self->timer = NULL;
     if (timer != NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback); /* it may be dropped while an exception is on its way */
         PyObject *done = PyObject_CallMethodObjArgs(timer, self->module->str_cancel, NULL);
         if (done == NULL) {
             PyErr_WriteUnraisable(timer);
         }
         Py_XDECREF(done);
         Py_DECREF(timer);
+        PyErr_Restore(type, value, traceback);
     }
     Py_CLEAR(self->future);
 }

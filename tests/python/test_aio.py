@@ -527,3 +527,38 @@ def test_the_two_faces_of_the_extension_are_named_alike() -> None:
     assert set(aio.__all__) - set(dynamo_llm.__all__) == set()
     assert aio.BlockManager.__module__ == "dynamo_llm.aio"
     assert repr(aio.BlockManager) == "<class 'dynamo_llm.aio.BlockManager'>"
+
+
+def test_operations_dropped_while_others_get_their_slot() -> None:
+    async def main() -> None:
+        async with asynchronous(4, max_operations=16) as manager:
+            loop = asyncio.get_running_loop()
+            held = await manager.allocate_blocks(4)
+            full = [asyncio.create_task(manager.allocate_blocks(1, timeout=None)) for _ in range(16)]
+            await asyncio.sleep(0.01)
+            behind: list[Any] = []
+
+            class Dropping(asyncio.Future[None]):
+                def set_result(self, result: None) -> None:
+                    super().set_result(result)
+                    behind.clear()
+
+            async def allocate() -> None:
+                await manager.allocate_blocks(1, timeout=None)
+
+            loop.create_future = lambda: Dropping(loop=loop)  # type: ignore[method-assign]
+            first = asyncio.create_task(ahost(manager).contains([b"x" * 16]))
+            await asyncio.sleep(0)
+            del loop.create_future
+            for _ in range(30):
+                waiting = allocate()
+                waiting.send(None)
+                behind.append(waiting)
+            del waiting
+            for task in full:
+                task.cancel()
+            assert await asyncio.wait_for(first, 10) == [False]
+            held.release()
+            assert len(await manager.allocate_blocks(4, timeout=10)) == 4
+
+    asyncio.run(main())
