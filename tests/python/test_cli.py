@@ -255,6 +255,16 @@ def test_as_a_program_standard_output_is_json_alone() -> None:
     assert "verification failures" in done.stderr
 
 
+@pytest.mark.parametrize("args", [["--help"], ["replay", "--limit", "5"], ["replay", "--limit", "5", "--json"]])
+def test_as_a_program_output_without_room_is_one_line(args: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "dynamo_llm.cli", *args]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == "kvbm: No space left on device"
+
+
 def test_as_a_program_a_bad_option_is_exit_status_2() -> None:
     done = subprocess.run([*PROGRAM, "replay", "--limit", "x"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")

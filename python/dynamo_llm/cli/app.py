@@ -39,9 +39,11 @@ class _Group(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo(f"{name}: interrupted", err=True)
             code = EXIT_INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read our output is gone; keep the interpreter from complaining about it at exit.
+        except OSError as error:
+            # Output has nowhere to go; keep the interpreter from complaining about it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                click.echo(f"{name}: {error.strerror or error}", err=True)
             code = EXIT_FAILED
         sys.exit(code or 0)
 
