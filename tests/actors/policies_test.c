@@ -132,23 +132,6 @@ START_TEST(a_scan_of_ten_capacities_leaves_a_reused_working_set_alone) {
 }
 END_TEST
 
-/* Hits of `rounds` rounds over a loop that is larger than the cache, where LRU has none. */
-static uint32_t loop_hits(const char *name) {
-    static struct cache c;
-    cache_open(&c, name, 1000);
-    uint32_t hits = 0;
-    for (uint64_t i = 0; i < 40000; i++)
-        hits += cache_use(&c, i % 1500);
-    policy_close(c.policy, &c.os);
-    return hits;
-}
-
-START_TEST(a_loop_larger_than_the_cache_keeps_a_part_of_it) {
-    ck_assert_uint_eq(loop_hits("lru"), 0);
-    ck_assert_uint_gt(loop_hits("prefix"), 10000);
-}
-END_TEST
-
 /* -------------------------------------------------------------------------------------------------- s3fifo: a model */
 
 #define SLOTS 120
@@ -646,8 +629,7 @@ START_TEST(prefix_keeps_shared_beginnings_while_any_continuation_is_resident) {
 }
 END_TEST
 
-KIT_MAIN("policies", a_scan_of_ten_capacities_leaves_a_reused_working_set_alone,
-         a_loop_larger_than_the_cache_keeps_a_part_of_it, s3fifo_agrees_with_a_naive_model,
+KIT_MAIN("policies", a_scan_of_ten_capacities_leaves_a_reused_working_set_alone, s3fifo_agrees_with_a_naive_model,
          s3fifo_keeps_a_key_that_comes_back_while_it_is_remembered,
          prefix_evicts_children_before_parents_and_low_levels_first_whatever_happens,
          prefix_takes_a_chain_from_its_end_whatever_order_it_was_released_in,

@@ -191,6 +191,80 @@ def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **option
     return _show(result, errors, as_json, svg, options["report"])
 
 
+@cli.command("policies", short_help="Compare the eviction policies on request traces.")
+@click.argument("traces", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this one; may be given several times.  [default: all]",
+)
+@click.option(
+    "--share",
+    "shares",
+    type=_Finite(0, 1, min_open=True),
+    multiple=True,
+    metavar="PART",
+    help="A capacity as a part of the distinct blocks; may be given several times.  [default: .01 .02 .05 .1 .2]",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Requests of each trace. The built-in workload makes as many.  [default: all; 2000 built in]",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", default=1, show_default=True, help="Of the built-in workload."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write policies.html, policies.svg and policies.json there.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else.")
+def policies_command(
+    traces: tuple[Path, ...], shares: tuple[float, ...], policies: tuple[str, ...], as_json: bool, **options: Any
+) -> int:
+    """Hit rates of the eviction policies at several capacities, for each of TRACES.
+
+    Requests are served one at a time, with bookkeeping alone. Beside the policies stand the optimum, which knows the
+    future and evicts what is used farthest in it (Belady), and the unbounded cache, which evicts nothing.
+
+    TRACES are what `kvbm replay` takes; without any a chat workload is made from --seed.
+
+    \b
+    Examples:
+      kvbm policies
+      kvbm policies conversation.jsonl agentic/ --report report
+      kvbm policies conversation.jsonl --share 0.05 --policy lru --policy prefix --json
+
+    Exit status: 0; 1 a policy hits more than can be; 2 a bad option or trace.
+    """
+    from dynamo_llm.cli.policies import POLICIES, SHARES, compare, document, problems, tables, write_report
+    from dynamo_llm.cli.replay import load
+
+    errors = Console(stderr=True)
+    load_options = ReplayOptions(limit=options["limit"], seed=options["seed"])
+    try:
+        workloads = [load(trace, load_options) for trace in traces or (None,)]
+        results = [compare(w, sorted(set(shares or SHARES)), policies or POLICIES, errors) for w in workloads]
+    except (TraceError, ValueError) as error:
+        raise _Refused(str(error)) from None
+    (errors if as_json else Console()).print(tables(results))
+    if as_json:
+        click.echo(json.dumps(document(results)))
+    if options["report"] is not None:
+        try:
+            click.echo(f"report: {write_report(options['report'], results)}", err=True)
+        except OSError as error:
+            raise _Refused(f"--report: {options['report']}: {error.strerror}") from None
+    for line in (found := problems(results)):
+        click.echo(f"kvbm policies: {line}", err=True)
+    return EXIT_FAILED if found else 0
+
+
 class _Refused(click.ClickException):
     """A bad option or trace."""
 

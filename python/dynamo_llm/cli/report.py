@@ -51,7 +51,7 @@ def _page(result: Result) -> str:
     if not summary["config"]["bytes"] and not failed:
         verdict = "interrupted" if summary["interrupted"] else "bookkeeping only"
     plots = "".join(
-        f"<figure><figcaption><b>{title}</b> {text}</figcaption>{_svg(draw(result), f'p{i}')}</figure>"
+        f"<figure><figcaption><b>{title}</b> {text}</figcaption>{vector(draw(result), f'p{i}')}</figure>"
         for i, (title, text, draw) in enumerate(_plots(result))
     )
     problems = "".join(f"<p class=bad>{html.escape(line)}</p>" for line in [*result.problems, *result.metrics.failures])
@@ -59,7 +59,7 @@ def _page(result: Result) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>kvbm replay: {name}</title>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<style>{_CSS}</style><main>"
+        f"<style>{STYLE}</style><main>"
         f"<header><h1>kvbm replay <span>{name}</span></h1>"
         f'<p class="verdict {"bad" if failed else "good"}">{verdict}</p></header>'
         f"<p class=command><code>{html.escape(summary['config']['command'])}</code></p>{problems}"
@@ -71,7 +71,7 @@ def _page(result: Result) -> str:
     )
 
 
-_CSS = """
+STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0;background:#f5f7fa;color:#1f2933;font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px}
@@ -168,7 +168,7 @@ def _plots(result: Result) -> list[tuple[str, str, Drawing]]:
     ]
 
 
-def _svg(figure: Figure, prefix: str) -> str:
+def vector(figure: Figure, prefix: str) -> str:
     """The figure as an inline element; ids get a prefix, for those of several figures would meet in one page."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": prefix}):
@@ -180,7 +180,8 @@ def _svg(figure: Figure, prefix: str) -> str:
     return re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", text)
 
 
-def _figure(columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def panels(columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of some panels side by side, in the report's style."""
     figure = Figure(figsize=(10.4, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
     for ax in axes:
@@ -205,7 +206,7 @@ def _draw_hit_rate(result: Result) -> Figure:
     blocks = np.array([a.blocks for a in answered], dtype=np.float64)
     hits = np.array([a.hits for a in answered], dtype=np.float64)
     bound = np.array([result.ceiling.hits[a.index] for a in answered], dtype=np.float64)
-    figure, (ax,) = _figure(1, 3.6)
+    figure, (ax,) = panels(1, 3.6)
     times = _time_axis(ax, np.array([a.arrival_s for a in answered]))
     total = np.maximum(np.cumsum(blocks), 1)
     edges = np.unique(np.linspace(0, len(answered), min(WINDOWS, len(answered)) + 1).astype(int))
@@ -229,7 +230,7 @@ def _draw_hit_rate(result: Result) -> Figure:
 
 def _draw_occupancy(result: Result) -> Figure:
     samples = sorted(result.metrics.occupancy, key=lambda o: o.at_s)
-    figure, (ax,) = _figure(1, 3.2)
+    figure, (ax,) = panels(1, 3.2)
     times = _time_axis(ax, np.array([o.at_s for o in samples]))
     rows = [
         np.array([getattr(o, name) for o in samples], dtype=np.float64)
@@ -245,7 +246,7 @@ def _draw_occupancy(result: Result) -> Figure:
 
 
 def _draw_latency(result: Result) -> Figure:
-    figure, (cdf, histogram) = _figure(2, 3.6)
+    figure, (cdf, histogram) = panels(2, 3.6)
     samples = {
         name: np.sort(_positive(result.metrics.latency[name].samples))
         for name in LATENCY_STYLE

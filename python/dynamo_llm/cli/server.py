@@ -50,13 +50,13 @@ class ServerOptions:
 
 @dataclass(slots=True)
 class _Held:
-    """What one request holds; released in chain order, so that the end of a chain is evicted before its beginning."""
+    """What one request holds; released from the end of its chain, so that it is evicted before the beginning."""
 
     hits: "BlockList | None" = None
     fresh: "BlockList | None" = None
 
     def release(self) -> None:
-        for blocks in (self.hits, self.fresh):
+        for blocks in (self.fresh, self.hits):
             if blocks is not None:
                 blocks.release()
         self.hits = self.fresh = None
