@@ -142,7 +142,7 @@ START_TEST(register_refuses_each_bad_argument_by_name) {
     REFUSED(kvbm_register_mt(m, &a, &s, &op), -EINVAL, "out_blocks: must be `blocks` itself or apart from it");
     a.blocks = blocks + 1, a.out_blocks = blocks;
     REFUSED(kvbm_register_mt(m, &a, &s, &op), -EINVAL, "out_blocks: must be");
-    a.out_blocks = a.blocks, a.out_keys = keys + 1;
+    a.out_blocks = blocks + 1, a.out_keys = keys + 1;
     REFUSED(kvbm_register_mt(m, &a, &s, &op), -EINVAL, "out_keys: must be `keys` itself or apart from it");
     ck_assert_int_eq(kvbm_block_append_tokens(m, block, (uint32_t[]){1}, 1), -ENOTSUP);
     ck_assert_int_eq(kvbm_block_tokens(m, block, NULL, 0), -ENOTSUP);
