@@ -134,7 +134,7 @@ int kvbm__options_copy(void *to, size_t to_size, const void *from, size_t least)
 bool kvbm__enter(struct kvbm_manager *m);
 void kvbm__leave(struct kvbm_manager *m);
 bool kvbm__is_loop_thread(const struct kvbm_manager *m);
-/* On the loop's thread of a KVBM_DRIVE_LOOP manager, outside of handlers: runs some turns. False: somebody else does. */
+/* On the loop's thread of a KVBM_DRIVE_LOOP manager, outside of handlers: runs turns. False: another thread does. */
 bool kvbm__loop_turn(struct kvbm_manager *m);
 /* There: work is left, so a caller that waits comes back at once. */
 bool kvbm__loop_busy(const struct kvbm_manager *m);
