@@ -53,9 +53,9 @@ struct kvbm_reactor_uv {
  * of libuv too (then the reactor is the caller's as before). */
 int kvbm_reactor_uv_start(struct kvbm_reactor_uv *drv, struct kvbm_reactor *r, uv_loop_t *loop);
 void kvbm_reactor_uv_wake(void *drv);
-/* Caller's loop, on its thread, outside of handlers of any reactor: runs what there is now, as the loop's next iteration
- * would, for a caller that must not return to the loop yet. False: a borrower has the reactor and will wake the loop, or
- * it is being stopped. */
+/* Caller's loop, on its thread, outside of handlers of any reactor: runs what there is now, as the loop's next turn
+ * would, for a caller that must not return to the loop yet. False: a borrower has the reactor and will wake the loop,
+ * or it is being stopped. */
 bool kvbm_reactor_uv_turn(struct kvbm_reactor_uv *drv);
 /* Stops driving. The caller sees to it that no application thread is inside, or will call, a function of the reactor.
  * Own thread: waits out a borrower, takes the reactor back, closes all handles, asserts uv_loop_close() == 0, joins the
