@@ -30,9 +30,9 @@ const char *kvbm_version_mt(void) {
 
 /* --------------------------------------------------------------------------------------------------------- helpers */
 
-int kvbm__fail(kvbm_failure *failure, int code, uint64_t index, const char *format, ...) {
+void kvbm__failure_set(kvbm_failure *failure, int code, uint64_t index, const char *format, ...) {
     if (failure == NULL || failure->size < offsetof(kvbm_failure, index))
-        return code;
+        return;
     failure->code = code;
     va_list args;
     va_start(args, format);
@@ -40,7 +40,6 @@ int kvbm__fail(kvbm_failure *failure, int code, uint64_t index, const char *form
     va_end(args);
     if (failure->size >= sizeof(*failure))
         failure->index = index;
-    return code;
 }
 
 int kvbm__options_copy(void *to, size_t to_size, const void *from, size_t least) {

@@ -124,9 +124,11 @@ static inline struct kvbm_block_pool *kvbm__pool_find(const struct kvbm_manager 
 }
 
 /* manager.c */
-/* Says in `failure` (may be NULL) what is wrong and returns `code`. `index`: of an item of a batch. */
-int kvbm__fail(kvbm_failure *failure, int code, uint64_t index, const char *format, ...)
+/* Says in `failure` (may be NULL) what is wrong. `index`: of an item of a batch. */
+void kvbm__failure_set(kvbm_failure *failure, int code, uint64_t index, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* The same, with the value `code` (evaluated twice): what is returned is then plain to see, to an analyzer too. */
+#define kvbm__fail(failure, code, ...) (kvbm__failure_set((failure), (code), __VA_ARGS__), (code))
 /* Copies an option struct that starts with its size: missing fields become zero. -EINVAL for a size below `least`,
  * -E2BIG where fields that this library does not know are not zero. */
 int kvbm__options_copy(void *to, size_t to_size, const void *from, size_t least);

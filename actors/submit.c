@@ -180,7 +180,7 @@ static int operation_submit(struct kvbm_manager *m, struct kvbm_operation *op, c
     if (rc != 0) {
         if (id != NULL)
             *id = 0;
-        kvbm__fail(s->failure, rc, NO_INDEX, "the calling thread's lane into the reactor is full");
+        kvbm__failure_set(s->failure, rc, NO_INDEX, "the calling thread's lane into the reactor is full");
     }
     return rc;
 }
