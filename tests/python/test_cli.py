@@ -241,6 +241,22 @@ def test_missing_extras_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr() == ("", line)
 
 
+def test_interrupted_while_it_starts_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "dynamo_llm.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dynamo_llm.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as exit_info:
+        dynamo_llm.cli.main()
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "kvbm: interrupted\n"
+
+
 def test_importing_the_package_imports_no_extra() -> None:
     code = "import sys, dynamo_llm.cli; print(sorted({'click', 'rich', 'numpy', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,7 +21,11 @@ def main() -> NoReturn:
         names = ", ".join(missing)
         sys.stderr.write(f"kvbm: not installed: {names}; the command line needs: pip install 'dynamo-llm[cli]'\n")
         raise SystemExit(2)
-    from dynamo_llm.cli.app import cli
+    try:
+        from dynamo_llm.cli.app import cli
+    except KeyboardInterrupt:
+        sys.stderr.write("kvbm: interrupted\n")
+        raise SystemExit(130) from None
 
     cli.main(prog_name="kvbm")
     raise SystemExit(0)
