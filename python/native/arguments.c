@@ -105,7 +105,7 @@ static const char *type_name(PyObject *value, PyObject **keep) {
     return name;
 }
 
-static int raise_type(PyObject *value, const char *name, const char *wanted) {
+int pyk_raise_type(PyObject *value, const char *name, const char *wanted) {
     PyObject *keep;
     PyErr_Format(PyExc_TypeError, "%s: must be %s, not %s", name, wanted, type_name(value, &keep));
     Py_XDECREF(keep);
@@ -120,7 +120,7 @@ static int raise_range(struct pyk_state *state, PyObject *value, const char *nam
 int pyk_argument_uint(struct pyk_state *state, PyObject *value, const char *name, uint64_t low, uint64_t high,
                       uint64_t *result) {
     if (PyBool_Check(value) || (!PyLong_Check(value) && !PyIndex_Check(value))) {
-        return raise_type(value, name, "an int");
+        return pyk_raise_type(value, name, "an int");
     }
     PyObject *number = PyLong_Check(value) ? Py_NewRef(value) : PyNumber_Index(value);
     if (number == NULL) {
@@ -150,7 +150,7 @@ int pyk_argument_uint(struct pyk_state *state, PyObject *value, const char *name
 
 int pyk_argument_bool(PyObject *value, const char *name, bool *result) {
     if (!PyBool_Check(value)) {
-        return raise_type(value, name, "True or False");
+        return pyk_raise_type(value, name, "True or False");
     }
     *result = value == Py_True;
     return 0;
@@ -164,7 +164,7 @@ int pyk_argument_seconds(struct pyk_state *state, PyObject *value, const char *n
         return 0;
     }
     if (PyBool_Check(value) || (!PyFloat_Check(value) && !PyLong_Check(value) && !PyIndex_Check(value))) {
-        return raise_type(value, name, none_allowed ? "a number of seconds or None" : "a number of seconds");
+        return pyk_raise_type(value, name, none_allowed ? "a number of seconds or None" : "a number of seconds");
     }
     double seconds = PyFloat_AsDouble(value);
     if (PyErr_Occurred()) {
@@ -222,7 +222,7 @@ int pyk_argument_salt(struct pyk_state *state, PyObject *value, void **salt, uin
         bytes = number;
         size = sizeof number;
     } else {
-        return raise_type(value, "salt", "bytes, str, int or None");
+        return pyk_raise_type(value, "salt", "bytes, str, int or None");
     }
     if (bytes == NULL) {
         return -1;
@@ -239,7 +239,7 @@ int pyk_argument_salt(struct pyk_state *state, PyObject *value, void **salt, uin
 
 int pyk_argument_key(struct pyk_state *state, PyObject *value, const char *name, kvbm_key *key) {
     if (!PyBytes_Check(value)) {
-        return raise_type(value, name, "bytes of length 16");
+        return pyk_raise_type(value, name, "bytes of length 16");
     }
     if (PyBytes_Size(value) != (Py_ssize_t)sizeof key->bytes) {
         return pyk_raise_argument(state, "%s: must be 16 bytes, not %zd", name, PyBytes_Size(value));
@@ -334,13 +334,13 @@ struct pyk_keys *pyk_argument_keys(struct pyk_state *state, PyObject *value, con
         return keys_from_buffer(state, value, name);
     }
     if (PyUnicode_Check(value)) {
-        raise_type(value, name, "SequenceHashes, a buffer or a sequence of 16-byte objects");
+        pyk_raise_type(value, name, "SequenceHashes, a buffer or a sequence of 16-byte objects");
         return NULL;
     }
     struct pyk_keys *keys = keys_from_sequence(state, value, name);
     if (keys == NULL && PyErr_ExceptionMatches(PyExc_TypeError) && !PySequence_Check(value) && !PyIter_Check(value)) {
         PyErr_Clear();
-        raise_type(value, name, "SequenceHashes, a buffer or a sequence of 16-byte objects");
+        pyk_raise_type(value, name, "SequenceHashes, a buffer or a sequence of 16-byte objects");
     }
     return keys;
 }
@@ -475,7 +475,7 @@ int pyk_tokens_get(struct pyk_state *state, PyObject *value, const char *name, s
         return status;
     }
     if (PyUnicode_Check(value) || (!PySequence_Check(value) && !PyIter_Check(value))) {
-        return raise_type(value, name, "a sequence of ints or a buffer of 32-bit integers");
+        return pyk_raise_type(value, name, "a sequence of ints or a buffer of 32-bit integers");
     }
     int status = tokens_from_sequence(state, value, name, tokens);
     if (status < 0) {

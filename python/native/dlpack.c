@@ -329,9 +329,7 @@ static PyObject *ask(PyObject *source, const struct pyk_state *state) {
     PyObject *method = PyObject_GetAttr(source, state->str_dlpack);
     if (method == NULL) {
         PyErr_Clear();
-        PyErr_Format(PyExc_TypeError,
-                     "source: must have __dlpack__ and __dlpack_device__, or be a DLPack capsule, not %R",
-                     (PyObject *)Py_TYPE(source));
+        pyk_raise_type(source, "source", "a DLPack capsule, or have __dlpack__ and __dlpack_device__");
         return NULL;
     }
     PyObject *capsule = NULL;

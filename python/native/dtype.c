@@ -43,7 +43,7 @@ static PyObject *dtype_new(PyTypeObject *type, PyObject *args, PyObject *keyword
         return Py_NewRef(values[0]);
     }
     if (!PyUnicode_Check(values[0])) {
-        PyErr_Format(PyExc_TypeError, "name: must be a str, not %R", (PyObject *)Py_TYPE(values[0]));
+        pyk_raise_type(values[0], "name", "a str");
         return NULL;
     }
     Py_ssize_t size;

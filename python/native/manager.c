@@ -81,8 +81,7 @@ static int choice(struct pyk_state *state, PyObject *value, const char *name, co
         return 0;
     }
     if (!PyUnicode_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s: must be a str, not %R", name, (PyObject *)Py_TYPE(value));
-        return -1;
+        return pyk_raise_type(value, name, "a str");
     }
     for (int i = 0; choices[i] != NULL; i++) {
         if (PyUnicode_CompareWithASCIIString(value, choices[i]) == 0) {
@@ -113,8 +112,7 @@ static int parse_geometry(struct pyk_state *state, PyObject *const *values, stru
         values[A_DTYPE] == NULL || values[A_DTYPE] == Py_None ? state->dtypes[KVBM_DTYPE_FP16] : values[A_DTYPE];
     geometry->outer_dim = 2;
     if (Py_TYPE(opening->dtype) != state->types.dtype) {
-        PyErr_Format(PyExc_TypeError, "dtype: must be a dynamo_llm.DType, not %R", (PyObject *)Py_TYPE(opening->dtype));
-        return -1;
+        return pyk_raise_type(opening->dtype, "dtype", "a dynamo_llm.DType");
     }
     if (uint32_in(state, values[A_LAYERS], "num_layers", 1, 65536, &geometry->num_layers) < 0 ||
         uint32_in(state, values[A_PAGE], "page_size", 1, 65536, &geometry->page_size) < 0 ||
@@ -164,8 +162,7 @@ static int text(struct pyk_state *state, PyObject *value, const char *name, cons
         return 0;
     }
     if (!PyUnicode_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s: must be a str, not %R", name, (PyObject *)Py_TYPE(value));
-        return -1;
+        return pyk_raise_type(value, name, "a str");
     }
     *result = PyUnicode_AsUTF8AndSize(value, &size);
     if (*result != NULL && strlen(*result) != (size_t)size) {
@@ -610,7 +607,7 @@ static PyMemberDef members[] = {
 
 #define DOC(face, example)                                                                                             \
     "BlockManager(num_layers, page_size, inner_dim, dtype=None, device_id=0, *, outer_dim=2, host_blocks=None, "       \
-    "layout='contiguous', alignment=0, policy='lru', bytes=True, track_tokens=True, huge_pages='try', "                \
+    "layout='contiguous', alignment=0, policy='prefix', bytes=True, track_tokens=True, huge_pages='try', "             \
     "numa_node=None, touch_threads=None, max_operations=16384, borrow=True, name='kvbm')\n--\n\n"                      \
     "Manages KV cache blocks, " face ".\n\n" example "\n\n"                                                            \
     "num_layers, page_size (tokens a block): 1 .. 65536. inner_dim: elements of a token in one layer and outer\n"      \
@@ -621,8 +618,8 @@ static PyMemberDef members[] = {
     "layout: 'contiguous', 'layer_block' ([layer][block]...) or 'layer_outer' ([layer][outer][block]...). "            \
     "alignment:\n"                                                                                                     \
     "  bytes, a power of two up to 2 MiB; 0: 4096 for contiguous, else 256.\n"                                         \
-    "policy: eviction, 'lru'. bytes=False: bookkeeping only, no memory behind the blocks. track_tokens: blocks keep\n" \
-    "  the tokens set on them.\n"                                                                                      \
+    "policy: eviction, 'prefix', 'lru' or 's3fifo'. bytes=False: bookkeeping only, no memory behind the blocks.\n"     \
+    "track_tokens: blocks keep the tokens set on them.\n"                                                              \
     "huge_pages: 'try', 'off', 'require'. numa_node: where the memory shall be. touch_threads: who touches it at "     \
     "the\n"                                                                                                            \
     "  start (0: nobody).\n"                                                                                           \

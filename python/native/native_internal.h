@@ -170,6 +170,8 @@ struct pyk_signature {
 int pyk_arguments(const struct pyk_signature *signature, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
                   PyObject **values);
 int pyk_arguments_tuple(const struct pyk_signature *signature, PyObject *args, PyObject *keywords, PyObject **values);
+/* TypeError "NAME: must be WANTED, not <the value's type>". Returns -1. */
+int pyk_raise_type(PyObject *value, const char *name, const char *wanted);
 /* An int (not a bool; __index__ counts) in low .. high. TypeError or InvalidArgumentError, naming the argument. */
 int pyk_argument_uint(struct pyk_state *state, PyObject *value, const char *name, uint64_t low, uint64_t high,
                       uint64_t *result);

@@ -8,6 +8,7 @@
 #include "python/native/native_internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -293,8 +294,7 @@ static int add_holder(struct pyk_state *state, struct pyk_request *request, uint
 static struct pyk_request *register_blocks(struct pyk_state *state, struct pyk_core *core, int tier, PyObject *blocks) {
     bool is_list = Py_TYPE(blocks) == state->types.list;
     if (!is_list && (Py_TYPE(blocks) == state->types.block || PyUnicode_Check(blocks) || !PySequence_Check(blocks))) {
-        PyErr_Format(PyExc_TypeError, "blocks: must be a BlockList or a sequence of Block, not %R",
-                     (PyObject *)Py_TYPE(blocks));
+        pyk_raise_type(blocks, "blocks", "a BlockList or a sequence of Block");
         return NULL;
     }
     PyObject *items = is_list ? Py_NewRef(blocks) : PySequence_Tuple(blocks);
@@ -318,7 +318,9 @@ static struct pyk_request *register_blocks(struct pyk_state *state, struct pyk_c
             if (Py_TYPE(item) == state->types.block) {
                 holder = ((struct pyk_block_object *)item)->holder;
             } else {
-                PyErr_Format(PyExc_TypeError, "blocks[%zd]: must be a Block, not %R", i, (PyObject *)Py_TYPE(item));
+                char name[32];
+                snprintf(name, sizeof name, "blocks[%zd]", i);
+                pyk_raise_type(item, name, "a Block");
             }
         }
         if (holder == NULL || add_holder(state, request, (uint64_t)i, holder) < 0) {

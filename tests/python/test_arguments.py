@@ -22,6 +22,7 @@ def refused(kind: type[BaseException], name: str, call: Callable[..., Any], /, *
     with pytest.raises(kind) as caught:
         call(*args, **options)
     assert re.search(rf"(^|\W){name}", str(caught.value)), f"{caught.value!r} does not name {name}"
+    assert "<class" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cls", [dynamo_llm.BlockManager, aio.BlockManager], ids=["plain", "aio"])
