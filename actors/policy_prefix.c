@@ -31,8 +31,8 @@
  *
  * Order of a victim: the lowest level of priority that has a leaf; the list (class, epoch of last use) of lowest value;
  * in it the first in. Each list is one epoch, so no leaf is ever moved by getting older; those of GONE_AGE epochs and
- * more are joined. The best list is cached: a victim costs a scan of at most CLASS_COUNT * LIST_AGES bits when it ran
- * empty.
+ * more are joined. The best list is cached, also while it is empty between a victim and its parent's coming; when it
+ * stays empty, the next victim costs a scan of at most CLASS_COUNT * LIST_AGES bits.
  *
  * The tree: each slot has a family, shared with its siblings, and a block that has children has an own one, which
  * counts the children that are resident and those of them that are held. A family whose parent is not resident waits in
@@ -121,7 +121,7 @@ struct prefix {
     uint32_t orphan_mask, orphan_count;
     uint32_t epoch, epoch_publishes, publishes; /* now; publishes an epoch has; those of this one */
     uint32_t uses, uses_a_lesson;
-    uint32_t best; /* list to take victims from; NONE: look for it */
+    uint32_t best; /* no other list that has slots goes before it; NONE: look for it */
     float belief, lives[USES_COUNT], hits[USES_COUNT][BUCKET_COUNT];
     float values[CLASS_COUNT][LIST_AGES];
     uint64_t leaves[LEVEL_COUNT][CLASS_COUNT]; /* bit: the list has slots */
@@ -218,8 +218,6 @@ static void unplace(struct prefix *p, uint32_t slot) {
     if (list >= LEAF_LISTS)
         return;
     p->leaves[list / (CLASS_COUNT * LIST_AGES)][list / LIST_AGES % CLASS_COUNT] &= ~(UINT64_C(1) << list % LIST_AGES);
-    if (list == p->best)
-        p->best = NONE;
 }
 
 /* The slot's children changed. */
@@ -538,7 +536,7 @@ static uint32_t prefix_victim(struct kvbm_policy *policy, uint64_t now_ns) {
     }
     if (p->held_count == 0)
         return NONE;
-    if (p->best == NONE)
+    if (p->best == NONE || kvbm__list_empty(p->nodes, p->slot_count + p->best))
         list_find_best(p);
     uint32_t slot =
         p->best != NONE ? kvbm__node_next(p->nodes[p->slot_count + p->best]) : first_of(p, LIST_STUCK, LEVEL_COUNT);
