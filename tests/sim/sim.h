@@ -78,6 +78,7 @@
     X(PORT_DRAIN, D)                                                                                                   \
     X(PORT_CLOSE, D)                                                                                                   \
     X(PORT_CLOSE_BUSY, D) /* with operations in flight */                                                              \
+    X(PORT_DROPPED, D)    /* an answer to a closed port that nobody asked for elsewhere */                             \
     X(PORT_SIGNAL, D)                                                                                                  \
     X(CREDIT_WANTED, D)                                                                                                \
     X(CREDIT_CAME, D)                                                                                                  \

@@ -277,6 +277,7 @@ void domain_port_close(struct domain *d, uint32_t index) {
         if (op->delivery == DELIVER_PORT) {
             op->orphan = true;
             d->orphans++;
+            sim_event(sim, SIM_PORT_DROPPED, index, i);
         }
     }
     kvbm_port *closed = port->port;

@@ -81,13 +81,14 @@ static void print_summary(double seconds) {
                (unsigned long long)counts.statuses[i].count);
     const uint64_t *e = counts.events;
     uint64_t accepted = e[SIM_ALLOCATE] + e[SIM_REGISTER] + e[SIM_MATCH] + e[SIM_QUERY];
-    printf("\nsim: %llu seeds, %llu failed, %llu steps in %.1f s (%.2f million/s), %llu operations, %llu completions, "
-           "%llu evictions, %llu timeouts, %llu cancelled, %llu closes (%llu in mid-flight)\n",
-           (unsigned long long)counts.seeds, (unsigned long long)counts.failed, (unsigned long long)counts.steps,
-           seconds, (double)counts.steps / seconds / 1e6, (unsigned long long)accepted, (unsigned long long)e[SIM_DONE],
-           (unsigned long long)e[SIM_EVICTED], (unsigned long long)e[SIM_TIMED_OUT],
-           (unsigned long long)e[SIM_CANCELLED], (unsigned long long)e[SIM_CLOSE],
-           (unsigned long long)e[SIM_CLOSE_BUSY]);
+    printf(
+        "\nsim: %llu seeds, %llu failed, %llu steps in %.1f s (%.2f million/s), %llu operations, %llu completions "
+        "and %llu at closed ports, %llu evictions, %llu timeouts, %llu cancelled, %llu closes (%llu in mid-flight)\n",
+        (unsigned long long)counts.seeds, (unsigned long long)counts.failed, (unsigned long long)counts.steps, seconds,
+        (double)counts.steps / seconds / 1e6, (unsigned long long)accepted, (unsigned long long)e[SIM_DONE],
+        (unsigned long long)e[SIM_PORT_DROPPED], (unsigned long long)e[SIM_EVICTED],
+        (unsigned long long)e[SIM_TIMED_OUT], (unsigned long long)e[SIM_CANCELLED], (unsigned long long)e[SIM_CLOSE],
+        (unsigned long long)e[SIM_CLOSE_BUSY]);
 }
 
 static int explore(void) {
