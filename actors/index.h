@@ -12,8 +12,9 @@
  *      13..27  buckets: 8 / load, the load of a full index being between 30 and 60 %
  *      24      slot (slots.h)
  *       8      links of its two return lanes
- *       8      node of the policy (policy_lru.c; 20 more for a slot with a priority that expires)
- *     117..131 in all; page_size * 4 more with KVBM_OPEN_TRACK_TOKENS
+ *       8      node of the policy (policy_lru.c; 72..92 policy_prefix.c, 23..33 policy_s3fifo.c; 20 more for a slot
+ *              with a priority that expires)
+ *     117..131 in all with lru; page_size * 4 more with KVBM_OPEN_TRACK_TOKENS
  *
  * Thread: the registry's reactor.
  */

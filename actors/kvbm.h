@@ -107,7 +107,7 @@ typedef struct kvbm_group_options {
     size_t size;
     struct kvbm_geometry geometry;
     uint64_t host_blocks; /* capacity of G2; 0: the group has no host pool */
-    const char *policy;   /* eviction policy: NULL or "lru" */
+    const char *policy;   /* of eviction: "prefix", "lru", "s3fifo"; NULL: "prefix" (docs/core/eviction.md) */
 } kvbm_group_options;
 
 enum kvbm_open_flags {

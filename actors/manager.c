@@ -144,7 +144,7 @@ static int check_group(const kvbm_options *o, uint32_t i, kvbm_group_options *gr
     if (group->host_blocks > KVBM_SLOT_COUNT_MAX)
         return kvbm__fail(failure, -EINVAL, i, "groups[%u].host_blocks=%llu: must be 0 .. %u", i,
                           (unsigned long long)group->host_blocks, KVBM_SLOT_COUNT_MAX);
-    if (kvbm_policy_find(group->policy != NULL ? group->policy : "lru") == NULL)
+    if (kvbm_policy_find(group->policy != NULL ? group->policy : KVBM_POLICY_DEFAULT) == NULL)
         return kvbm__fail(failure, -EINVAL, i, "groups[%u].policy=\"%.32s\": must be one of %s", i, group->policy,
                           kvbm_policy_names());
     const char *why = "";
@@ -196,7 +196,7 @@ static int pool_open(struct kvbm_manager *m, const kvbm_options *o, uint32_t gro
     int rc = kvbm_slots_open(&pool->slots, m->os, group, KVBM_TIER_HOST, (uint32_t)g->host_blocks,
                              layout->geometry.page_size, (o->flags & KVBM_OPEN_TRACK_TOKENS) != 0);
     if (rc == 0)
-        rc = kvbm_policy_find(g->policy != NULL ? g->policy : "lru")
+        rc = kvbm_policy_find(g->policy != NULL ? g->policy : KVBM_POLICY_DEFAULT)
                  ->open(m->os, (uint32_t)g->host_blocks, &pool->policy);
     if (rc == 0) {
         void *map = NULL;

@@ -326,8 +326,11 @@ START_TEST(anonymous_blocks_get_keys_of_their_own_by_which_they_match) {
 }
 END_TEST
 
-START_TEST(least_recently_released_goes_first_and_of_a_chain_its_end) {
-    kvbm_manager *m = kit_driven(&drive, 9);
+START_TEST(lru_evicts_the_least_recently_released_and_of_a_chain_its_end) {
+    kvbm_group_options group;
+    kvbm_options options = kit_options(&group, 9);
+    group.policy = "lru";
+    kvbm_manager *m = kit_driven_with(&drive, &options, 0);
     kvbm_key keys[9];
     kvbm_block blocks[9], one;
     kit_keys(1, 0, 9, keys);
@@ -497,7 +500,7 @@ KIT_MAIN("registry", registered_block_keeps_its_handle_and_is_matched_by_its_key
          kept_duplicate_is_registered_not_matchable_and_resets_when_its_last_lease_ends,
          same_key_twice_in_one_request_is_a_duplicate_of_itself, waiting_allocation_gets_the_block_of_a_duplicate,
          keys_from_tokens_are_the_sequence_hashes, anonymous_blocks_get_keys_of_their_own_by_which_they_match,
-         least_recently_released_goes_first_and_of_a_chain_its_end, match_makes_recent_and_query_does_not,
+         lru_evicts_the_least_recently_released_and_of_a_chain_its_end, match_makes_recent_and_query_does_not,
          lower_priority_goes_first_and_an_expired_one_counts_as_none,
          registering_again_raises_a_priority_and_never_lowers_it, leased_blocks_are_never_evicted,
          evicted_block_makes_every_old_handle_stale, groups_do_not_see_each_others_keys)

@@ -104,7 +104,13 @@ def cli() -> None:
     show_default=True,
     help=f"Element type: {', '.join(DTYPES)}.",
 )
-@click.option("--policy", metavar="NAME", default="lru", show_default=True, help="Eviction policy.")
+@click.option(
+    "--policy",
+    metavar="NAME",
+    default="prefix",
+    show_default=True,
+    help="Eviction policy: prefix, lru or s3fifo.",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1 << 16),

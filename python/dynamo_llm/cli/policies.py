@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dynamo_llm import BlockPool, SequenceHashes
 
-POLICIES = ("lru", "s3fifo", "prefix")
+POLICIES = ("prefix", "lru", "s3fifo")
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
 """Default capacities, as parts of the distinct blocks."""
 PAGE_NAME = "policies.html"
@@ -250,7 +250,7 @@ def picture(results: Sequence[dict[str, Any]]) -> str:
 def _draw(results: Sequence[dict[str, Any]]) -> "Figure":
     from dynamo_llm.cli.report import BLUE, GREEN, GREY, INK, ORANGE, RED, panels
 
-    colors = dict(zip(POLICIES, (ORANGE, GREEN, BLUE), strict=True))
+    colors = dict(zip(POLICIES, (BLUE, ORANGE, GREEN), strict=True))
     figure, axes = panels(len(results), 3.8)
     for ax, result in zip(axes, results, strict=True):
         shares = [row["share"] for row in result["capacities"]]

@@ -37,7 +37,7 @@ class ReplayOptions:
     outer_dim: int = 2
     inner_dim: int | None = None
     dtype: str = "fp16"
-    policy: str = "lru"
+    policy: str = "prefix"
     concurrency: int = 8
     speed: float | None = None
     allocate_timeout: float = 1.0
