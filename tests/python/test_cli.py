@@ -197,6 +197,7 @@ def test_svg_is_a_picture_of_the_tables(tmp_path: Path) -> None:
         (["replay", "--speed", "0"], "--speed"),
         (["replay", "--speed", "nan"], "--speed"),
         (["replay", "--limit", "0"], "--limit"),
+        (["replay", "--limit", "99999999999999999999999"], "--limit"),
         (["replay", "--seed", "-1"], "--seed"),
         (["replay", "--allocate-timeout", "nan"], "--allocate-timeout"),
         (["replay", "--policy", "nonsense", "--limit", "5"], "policy"),
@@ -279,6 +280,14 @@ def test_as_a_program_output_without_room_is_one_line(args: list[str]) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == "kvbm: No space left on device"
+
+
+def test_as_a_program_json_with_standard_output_closed_is_refused() -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *PROGRAM, *SMALL, "--json"], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "standard output is closed" in done.stderr
 
 
 def test_as_a_program_a_bad_option_is_exit_status_2() -> None:

@@ -58,6 +58,21 @@ class _Finite(click.FloatRange):
         return float(number)
 
 
+def _with_output(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value and sys.stdout is None:
+        raise click.BadParameter("standard output is closed", ctx=ctx, param=param)
+    return value
+
+
+_json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_with_output,
+    help="Print one JSON object on standard output, and nothing else.",
+)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(dynamo_llm.__version__, message="%(prog)s %(version)s")
 def cli() -> None:
@@ -137,7 +152,7 @@ def cli() -> None:
 @click.option("--no-bytes", is_flag=True, help="Bookkeeping only: no memory behind the blocks, nothing to verify.")
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 17),
     metavar="N",
     help="Stop after N requests. The built-in workload makes as many.  [default: all; 2000 built in]",
 )
@@ -162,7 +177,7 @@ def cli() -> None:
     metavar="FILE",
     help="Write what the terminal shows at the end as a picture.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else.")
+@_json_option
 @click.option("--corrupt-block", type=click.IntRange(0), metavar="N", hidden=True)
 def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **options: Any) -> int:
     """Replay the requests of TRACE through a block manager, as an asyncio inference server would.
@@ -216,7 +231,7 @@ def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **option
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 17),
     metavar="N",
     help="Requests of each trace. The built-in workload makes as many.  [default: all; 2000 built in]",
 )
@@ -229,7 +244,7 @@ def replay_command(trace: Path | None, as_json: bool, svg: Path | None, **option
     metavar="DIR",
     help="Write policies.html, policies.svg and policies.json there.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else.")
+@_json_option
 def policies_command(
     traces: tuple[Path, ...], shares: tuple[float, ...], policies: tuple[str, ...], as_json: bool, **options: Any
 ) -> int:
