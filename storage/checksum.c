@@ -7,8 +7,13 @@
 #include <xxhash.h>
 
 #include "runtime/log.h"
+#include "storage/checksum_internal.h"
 
 uint64_t kvbm_checksum_mt(const void *data, size_t bytes) {
+#if KVBM__CHECKSUM_AVX2
+    if (bytes > XXH3_MIDSIZE_MAX && __builtin_cpu_supports("avx2"))
+        return kvbm__checksum_avx2_mt(data, bytes);
+#endif
     return XXH3_64bits(data, bytes);
 }
 

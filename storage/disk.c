@@ -17,7 +17,7 @@
 #include "storage/disk_internal.h"
 #include "storage/disk_pread.h"
 
-#define TURN_ROUNDS_MAX  4
+#define TURN_ROUNDS_MAX  16
 #define SCAN_BYTES       (UINT64_C(1) << 20)
 #define MIXED_NS         UINT64_C(10000000) /* reads count as coming for that long */
 #define DEPTH_DEFAULT    64u

@@ -19,7 +19,7 @@
 /* The kernel's limits of one registered buffer and of their number. */
 #define BUFFER_BYTES_MAX (UINT64_C(1) << 30)
 #define BUFFER_COUNT_MAX 16384u
-#define REAP_COUNT       64
+#define REAP_COUNT       2
 
 /* A range of memory as registered: pieces of at most 1 GiB that begin `stride` apart and overlap by one request, so
  * that each request is inside a piece. */
@@ -81,23 +81,19 @@ static void uring_submit(struct kvbm_disk_io *io, struct kvbm_disk_request *requ
     io_uring_sqe_set_data(sqe, request);
 }
 
+/* A few at a time: whoever is told asks for more, and the device has that to do while the rest is looked at. */
 static bool reap(struct uring_io *u) {
     struct io_uring_cqe *cqes[REAP_COUNT];
-    bool progress = false;
-    for (;;) {
-        unsigned count = io_uring_peek_batch_cqe(&u->ring, cqes, REAP_COUNT);
-        struct kvbm_disk_request *requests[REAP_COUNT];
-        for (unsigned i = 0; i < count; i++) {
-            requests[i] = io_uring_cqe_get_data(cqes[i]);
-            requests[i]->result = cqes[i]->res;
-        }
-        io_uring_cq_advance(&u->ring, count);
-        for (unsigned i = 0; i < count; i++)
-            u->io.completed(u->io.completed_arg, requests[i]);
-        progress = progress || count > 0;
-        if (count < REAP_COUNT)
-            return progress;
+    struct kvbm_disk_request *requests[REAP_COUNT];
+    unsigned count = io_uring_peek_batch_cqe(&u->ring, cqes, REAP_COUNT);
+    for (unsigned i = 0; i < count; i++) {
+        requests[i] = io_uring_cqe_get_data(cqes[i]);
+        requests[i]->result = cqes[i]->res;
     }
+    io_uring_cq_advance(&u->ring, count);
+    for (unsigned i = 0; i < count; i++)
+        u->io.completed(u->io.completed_arg, requests[i]);
+    return count > 0;
 }
 
 static bool uring_turn(struct kvbm_disk_io *io) {
