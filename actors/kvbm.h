@@ -331,6 +331,7 @@ typedef struct kvbm_latency {
 } kvbm_latency;
 
 typedef struct kvbm_pool_stats {
+    size_t size;
     uint64_t capacity_blocks;
     uint64_t free_blocks;    /* reset */
     uint64_t cached_blocks;  /* registered, unleased: evictable */
@@ -358,7 +359,7 @@ typedef struct kvbm_stats {
 /* Reads counters without stopping anything; each is exact at some recent instant. */
 int kvbm_manager_stats_mt(kvbm_manager *manager, kvbm_stats *stats);
 /* After settling what this thread released before, for which it waits at most a second where the reactor's thread must
- * do it. -EINVAL: no such pool. */
+ * do it. -EINVAL: no such pool, or a size that ends before the counters. */
 int kvbm_pool_stats_mt(kvbm_manager *manager, uint32_t group, int tier, kvbm_pool_stats *stats);
 /* Blocks that an allocation could have: free + cached; settles first, as above. -EINVAL: no such pool. */
 int64_t kvbm_pool_available_mt(kvbm_manager *manager, uint32_t group, int tier);

@@ -68,7 +68,7 @@ int kvbm_manager_stats_mt(kvbm_manager *m, kvbm_stats *stats) {
 }
 
 int kvbm_pool_stats_mt(kvbm_manager *m, uint32_t group, int tier, kvbm_pool_stats *stats) {
-    if (m == NULL || stats == NULL)
+    if (m == NULL || stats == NULL || stats->size < offsetof(kvbm_pool_stats, allocated_count))
         return -EINVAL;
     if (kvbm_os_forked_mt(m->fork_stamp))
         return -KVBM_EFORKED;
@@ -81,7 +81,8 @@ int kvbm_pool_stats_mt(kvbm_manager *m, uint32_t group, int tier, kvbm_pool_stat
     uint64_t cached = kvbm__counter_get(&pool->r.cached);
     uint64_t registered = kvbm__counter_get(&pool->r.registered);
     uint64_t returned = kvbm__counter_get(&pool->a.returned) + kvbm__counter_get(&pool->r.released);
-    *stats = (kvbm_pool_stats){
+    kvbm_pool_stats s = {
+        .size = stats->size,
         .capacity_blocks = capacity,
         .free_blocks = free_blocks,
         .cached_blocks = cached,
@@ -99,6 +100,7 @@ int kvbm_pool_stats_mt(kvbm_manager *m, uint32_t group, int tier, kvbm_pool_stat
         .shortage_count = kvbm__counter_get(&pool->a.shortages),
         .waiting_count = kvbm__counter_get(&pool->a.waiting),
     };
+    memcpy(stats, &s, stats->size < sizeof(s) ? stats->size : sizeof(s));
     return 0;
 }
 

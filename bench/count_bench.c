@@ -137,7 +137,7 @@ static uint64_t count(uint32_t flags, uint64_t rounds, uint64_t *operations, uin
     for (uint64_t i = 0; i < rounds; i++)
         round_of_operations(&counted);
     uint64_t allocations = atomic_load(&allocation_count) - before;
-    kvbm_pool_stats pool;
+    kvbm_pool_stats pool = {.size = sizeof(pool)};
     bench_must("kvbm_pool_stats_mt", kvbm_pool_stats_mt(counted.manager, 0, KVBM_TIER_HOST, &pool));
     *operations += counted.operations;
     *evicted += pool.evicted_count;

@@ -78,7 +78,7 @@ int main(void) {
     }
     bench_run(runs, COUNT, 1000);
     for (int i = 0; i < COUNT; i++) {
-        kvbm_pool_stats pool;
+        kvbm_pool_stats pool = {.size = sizeof(pool)};
         bench_must("kvbm_pool_stats_mt", kvbm_pool_stats_mt(subjects[i].manager, 0, KVBM_TIER_HOST, &pool));
         bench_report(&(struct bench_result){.name = subjects[i].evict_name,
                                             .unit = "ns/block",

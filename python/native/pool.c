@@ -66,7 +66,7 @@ static void pool_dealloc(PyObject *self) {
     X(waiting_count)
 
 PyObject *pyk_pool_stats_dict(struct pyk_state *state, struct pyk_core *core, int tier) {
-    kvbm_pool_stats stats;
+    kvbm_pool_stats stats = {.size = sizeof(stats)};
     int status = kvbm_pool_stats_mt(core->manager, 0, tier, &stats);
     if (status < 0) {
         pyk_raise_status(state, "stats", status);

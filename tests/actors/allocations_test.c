@@ -119,7 +119,7 @@ static void every_operation_once(uint32_t round) {
     drain(1);
     MUST(kvbm_port_want_credit_mt(t.port, t.m, NULL) == 0);
     drain(1);
-    kvbm_pool_stats p;
+    kvbm_pool_stats p = {.size = sizeof(p)};
     kvbm_stats s = {.size = sizeof(s)};
     MUST(kvbm_pool_stats_mt(t.m, 0, KVBM_TIER_HOST, &p) == 0 && kvbm_manager_stats_mt(t.m, &s) == 0);
     MUST(kvbm_pool_available_mt(t.m, 0, KVBM_TIER_HOST) == BLOCKS);

@@ -535,7 +535,7 @@ START_TEST(forked_child_is_refused_everywhere_and_the_parent_goes_on) {
     kvbm_key key = kit_key(1, 0);
     kvbm_completion c;
     kvbm_stats stats = {.size = sizeof(stats)};
-    kvbm_pool_stats pool;
+    kvbm_pool_stats pool = {.size = sizeof(pool)};
     void *address;
     ck_assert_int_eq(kvbm_port_open(4, &port), 0);
     ck_assert_int_eq(kit_allocate(m, &block, 1), 0);

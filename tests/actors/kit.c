@@ -248,7 +248,7 @@ void kit_keys(uint32_t family, uint64_t first, uint64_t count, kvbm_key *keys) {
 }
 
 kvbm_pool_stats kit_stats(kvbm_manager *manager) {
-    kvbm_pool_stats stats;
+    kvbm_pool_stats stats = {.size = sizeof(stats)};
     ck_assert_int_eq(kvbm_pool_stats_mt(manager, 0, KVBM_TIER_HOST, &stats), 0);
     return stats;
 }

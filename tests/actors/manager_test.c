@@ -138,7 +138,7 @@ START_TEST(pools_that_are_not_there_are_einval) {
     options.groups = groups;
     options.group_count = 2;
     kvbm_manager *m = kit_open_with(&options);
-    kvbm_pool_stats stats;
+    kvbm_pool_stats stats = {.size = sizeof(stats)};
     kvbm_block block;
     kvbm_completion c;
     ck_assert_ptr_nonnull(kvbm_manager_layout_mt(m, 0, KVBM_TIER_HOST));

@@ -651,7 +651,7 @@ static void hammer_run(void *arg) {
         else
             hammer_match(h);
         if (random_below(&h->seed, 64) == 0) {
-            kvbm_pool_stats p;
+            kvbm_pool_stats p = {.size = sizeof(p)};
             KVBM_ASSERT(kvbm_pool_stats_mt(h->m, 0, KVBM_TIER_HOST, &p) == 0);
         }
     }

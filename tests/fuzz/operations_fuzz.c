@@ -516,7 +516,7 @@ static void call_stats(void) {
         unsigned char bytes[sizeof(kvbm_stats) + STRUCT_MAX];
         kvbm_stats stats;
     } stats = {{0}};
-    kvbm_pool_stats pool;
+    kvbm_pool_stats pool = {.size = sizeof(pool)};
     uint8_t how = byte();
     stats.stats.size = how < 200 ? sizeof stats.stats : how % sizeof stats.stats;
     kvbm_manager_stats_mt(f.manager, &stats.stats);

@@ -303,7 +303,7 @@ static void check_line(struct domain *d, uint32_t group) {
         return;
     for (uint32_t i = 0; i < DOMAIN_OPS; i++) /* settling may have ended some */
         standing -= d->ops[i].completed && d->ops[i].used && d->ops[i].group == group;
-    kvbm_pool_stats stats;
+    kvbm_pool_stats stats = {.size = sizeof(stats)};
     int rc = kvbm_pool_stats_mt(d->manager, group, KVBM_TIER_HOST, &stats);
     SIM_CHECK(sim, rc == 0, "pool statistics: %d", rc);
     if (standing != stats.waiting_count)
@@ -336,7 +336,7 @@ static void check_gauges(struct domain *d) {
             mutable_count += g->slots[number].state == SLOT_MUTABLE;
             leased_count += g->slots[number].holds > 0;
         }
-        kvbm_pool_stats s;
+        kvbm_pool_stats s = {.size = sizeof(s)};
         SIM_CHECK(sim, kvbm_pool_stats_mt(d->manager, i, KVBM_TIER_HOST, &s) == 0, "pool statistics");
         int64_t available = kvbm_pool_available_mt(d->manager, i, KVBM_TIER_HOST);
         SIM_CHECK(sim, available == (int64_t)(s.free_blocks + s.cached_blocks) || available == -EAGAIN,
@@ -466,7 +466,7 @@ static void check_empty(struct domain *d) {
     SIM_CHECK(sim, stats.operations_in_flight <= d->orphans, "%llu operations are in flight, and all are answered",
               (unsigned long long)stats.operations_in_flight);
     for (uint32_t i = 0; i < d->group_count; i++) {
-        kvbm_pool_stats s;
+        kvbm_pool_stats s = {.size = sizeof(s)};
         if (kvbm_pool_stats_mt(d->manager, i, KVBM_TIER_HOST, &s) == 0)
             sim->counts->events[SIM_EVICTED] += s.evicted_count;
     }
