@@ -9,7 +9,7 @@ from rich.console import Console
 from dynamo_llm.cli.ceiling import Ceiling
 from dynamo_llm.cli.display import Live, duration, latency_rows, percent, size, tables
 from dynamo_llm.cli.metrics import Answered, Latency, Metrics, summarise
-from dynamo_llm.cli.sizing import POOL_BYTES_MAX, available_memory, default_host_blocks, default_inner_dim
+from dynamo_llm.cli.sizing import POOL_BYTES_MAX, available_memory, default_host_blocks, default_inner_dim, slab_stride
 
 BOUND = Ceiling(hits=(0, 10), blocks=(40, 60))
 
@@ -21,6 +21,7 @@ def test_blocks_are_32_kib_by_default() -> None:
 
 
 def test_pools_hold_the_working_set_as_far_as_memory_goes() -> None:
+    assert [slab_stride(n) for n in (1, 4096, 4097)] == [4096, 4096, 8192]
     assert default_host_blocks(BOUND, 2, 1 << 15, 1 << 40) == 90 + 2 * 60
     assert default_host_blocks(BOUND, 2, 1 << 15, 40 << 15) == 10
     assert default_host_blocks(BOUND, 2, 1 << 15, 0) == 1

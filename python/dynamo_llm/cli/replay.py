@@ -14,7 +14,7 @@ from dynamo_llm.cli.display import Live, doing, size
 from dynamo_llm.cli.metrics import Metrics, summarise
 from dynamo_llm.cli.prompts import Workload
 from dynamo_llm.cli.server import Server, ServerOptions, ticking
-from dynamo_llm.cli.sizing import available_memory, default_host_blocks, default_inner_dim
+from dynamo_llm.cli.sizing import available_memory, default_host_blocks, default_inner_dim, slab_stride
 from dynamo_llm.cli.traces import read_trace
 from dynamo_llm.cli.workload import ChatShape, chat_workload
 
@@ -139,13 +139,14 @@ def _settle(options: ReplayOptions, page_size: int, bound: Ceiling) -> _Geometry
     inner_dim = options.inner_dim or default_inner_dim(options.num_layers, options.outer_dim, page_size, itemsize)
     block_bytes = options.num_layers * options.outer_dim * page_size * inner_dim * itemsize
     available = available_memory()
+    stride = slab_stride(block_bytes)
     host_blocks = options.host_blocks or default_host_blocks(
-        bound, options.concurrency, None if options.no_bytes else block_bytes, available
+        bound, options.concurrency, None if options.no_bytes else stride, available
     )
-    needed = host_blocks * block_bytes
+    needed = host_blocks * stride
     if not options.no_bytes and available is not None and needed > available:
         raise ReplayError(
-            f"{host_blocks:,} blocks of {size(block_bytes)} need {size(needed)} of memory, but {size(available)} are"
+            f"{host_blocks:,} blocks of {size(stride)} need {size(needed)} of memory, but {size(available)} are"
             " available (fewer --host-blocks, or --no-bytes)",
             usage=True,
         )

@@ -11,6 +11,14 @@ POOL_BYTES_MAX = 2 << 30
 POOL_BLOCKS_MAX = 1 << 24
 """The default without bytes: about a gigabyte of bookkeeping."""
 
+BLOCK_ALIGNMENT = 4096
+"""Where contiguous blocks begin in the slab (`alignment` of BlockManager, by default)."""
+
+
+def slab_stride(block_bytes: int) -> int:
+    """What a block takes of the slab."""
+    return -(-block_bytes // BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
+
 
 def default_inner_dim(num_layers: int, outer_dim: int, page_size: int, itemsize: int) -> int:
     """The inner dimension that makes a block of BLOCK_BYTES, at least 1."""
@@ -20,8 +28,8 @@ def default_inner_dim(num_layers: int, outer_dim: int, page_size: int, itemsize:
 def default_host_blocks(
     ceiling: Ceiling, concurrency: int, block_bytes: int | None, available_bytes: int | None
 ) -> int:
-    """Enough for every distinct block and all that is in flight, as far as memory goes. `block_bytes`: None without
-    bytes. `available_bytes`: None where the system does not tell."""
+    """Enough for every distinct block and all that is in flight, as far as memory goes. `block_bytes`: of the slab; None
+    without bytes. `available_bytes`: None where the system does not tell."""
     working_set = ceiling.distinct_blocks + concurrency * max(ceiling.blocks, default=1)
     if block_bytes is None:
         return max(1, min(working_set, POOL_BLOCKS_MAX))
