@@ -28,8 +28,8 @@ def default_inner_dim(num_layers: int, outer_dim: int, page_size: int, itemsize:
 def default_host_blocks(
     ceiling: Ceiling, concurrency: int, block_bytes: int | None, available_bytes: int | None
 ) -> int:
-    """Enough for every distinct block and all that is in flight, as far as memory goes. `block_bytes`: of the slab; None
-    without bytes. `available_bytes`: None where the system does not tell."""
+    """Enough for every distinct block and all that is in flight, as far as memory goes. `block_bytes`: of the slab;
+    None without bytes. `available_bytes`: None where the system does not tell."""
     working_set = ceiling.distinct_blocks + concurrency * max(ceiling.blocks, default=1)
     if block_bytes is None:
         return max(1, min(working_set, POOL_BLOCKS_MAX))
