@@ -274,6 +274,7 @@ static int manager_init(PyObject *object, PyObject *args, PyObject *keywords) {
     core->element_bytes = kvbm_dtype_bytes_mt(core->layout.geometry.dtype);
     core->has_bytes = (opening.options.flags & KVBM_OPEN_NO_BYTES) == 0;
     core->tracks_tokens = (opening.options.flags & KVBM_OPEN_TRACK_TOKENS) != 0;
+    core->inline_answers = (opening.options.flags & KVBM_OPEN_NO_BORROW) == 0;
     if (self->core != NULL) { /* another thread ran __init__ meanwhile */
         (void)kvbm_manager_close_mt(core->manager, CLOSE_LIMIT_NS);
         pyk_core_release(core);
@@ -624,7 +625,7 @@ static PyMemberDef members[] = {
     "the\n"                                                                                                            \
     "  start (0: nobody).\n"                                                                                           \
     "max_operations: in flight at once, 16 .. 2**20. borrow=False: every operation goes through the manager's "        \
-    "thread.\n"                                                                                                        \
+    "thread,\n  and what is awaited comes back through the event loop (for tests and measurements).\n"                 \
     "name: for logs and the thread, at most 15 bytes.\n\n"                                                             \
     "InvalidArgumentError or TypeError naming the argument; StorageError if the memory cannot be had."
 

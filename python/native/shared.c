@@ -429,8 +429,9 @@ static int submit_register(struct pyk_request *request, kvbm_submit *submit, kvb
 }
 
 int pyk_request_submit(struct pyk_request *request, kvbm_port *port, kvbm_failure *failure) {
+    bool inline_answer = port == NULL || request->core->inline_answers;
     kvbm_submit submit = {.size = sizeof submit,
-                          .flags = KVBM_SUBMIT_INLINE,
+                          .flags = inline_answer ? KVBM_SUBMIT_INLINE : 0u,
                           .done = port != NULL ? orphan : NULL,
                           .port = port,
                           .user = request,

@@ -35,6 +35,7 @@ struct pyk_core {
     struct kvbm_layout layout; /* of the host pool */
     uint64_t element_bytes;
     bool has_bytes, tracks_tokens;
+    bool inline_answers; /* asyncio: an operation may be answered at submit; not with borrow=False */
     char name[16];
 };
 
