@@ -50,6 +50,7 @@ def measure(step: Callable[[], None], iterations: int) -> None:
 def test_allocating_and_dropping() -> None:
     manager = plain(16)
     types = [dynamo_llm.BlockList, dynamo_llm.Block, dynamo_llm.Layer, dynamo_llm.BlockManager]
+    gc.collect()
     counts = [sys.getrefcount(each) for each in types]
 
     def step() -> None:
@@ -60,7 +61,8 @@ def test_allocating_and_dropping() -> None:
 
     measure(step, ITERATIONS)
     assert free(manager) == 16
-    assert [sys.getrefcount(each) for each in types] == counts
+    # Fewer: objects that earlier tests left in cycles went meanwhile.
+    assert all(sys.getrefcount(each) <= count for each, count in zip(types, counts, strict=True))
 
 
 def test_registering_and_matching() -> None:
