@@ -103,7 +103,7 @@ int main(void) {{
     if (kvbm_manager_open(&options, &manager, NULL) != 0)
         return 1;
     fragment(manager);
-    kvbm_pool_stats stats = {.size = sizeof(stats)};
+    kvbm_pool_stats stats = {{.size = sizeof(stats)}};
     /* A fragment gives back what it took. */
     if (kvbm_pool_stats_mt(manager, 0, KVBM_TIER_HOST, &stats) != 0 || stats.leased_blocks + stats.mutable_blocks != 0)
         return 2;
