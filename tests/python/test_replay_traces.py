@@ -65,10 +65,9 @@ def test_trace_block_changes_the_tokens_of_an_id(tmp_path: Path) -> None:
 
 
 def test_sub_agents_start_at_their_own_time_and_share_the_files_ids(tmp_path: Path) -> None:
-    inner = {"t": 2.0, "type": "subagent", "requests": [turn(0.0, [9])]}
+    inner = {"t": 2.0, "requests": [turn(0.0, [9])]}
     agent = {
         "t": 10.0,
-        "type": "subagent",
         "agent_id": "a",
         "requests": [turn(0.0, [1, 7]), inner, turn(4.0, [1, 7, 8])],
     }
