@@ -41,6 +41,7 @@ struct note {
 static struct note *note;
 static uint32_t rounds_wanted = 60;
 static uint64_t crashes, point_crashes, found_total, settled_total, undecided_total, changes_total;
+#define MORE_ROUNDS 50u
 static uint32_t points_hit[KVBM_DISK_POINT_COUNT];
 
 static int die_point, die_count;
@@ -240,6 +241,11 @@ static void run(bool points) {
         point = points ? point % (KVBM_DISK_POINT_COUNT - 1) + 1 : 0;
         one_round(&kit, &seed, (int)point);
     }
+    /* Whether a child comes by a point is up to its random work: those not met yet get some more rounds. */
+    for (point = 1; points && point < KVBM_DISK_POINT_COUNT; point++) {
+        for (uint32_t more = 0; points_hit[point] == 0 && more < MORE_ROUNDS; more++)
+            one_round(&kit, &seed, (int)point);
+    }
     changes_total += atomic_load(&note->changes);
     kit_end(&kit);
     munmap(note, sizeof *note);
@@ -254,8 +260,7 @@ END_TEST
 START_TEST(a_kill_at_any_numbered_point_leaves_what_was_settled_and_nothing_wrong) {
     run(true);
     for (int point = 1; point < KVBM_DISK_POINT_COUNT; point++)
-        ck_assert_msg(rounds_wanted < 2 * KVBM_DISK_POINT_COUNT || points_hit[point] > 0, "point %d was never met",
-                      point);
+        ck_assert_msg(points_hit[point] > 0, "point %d was never met", point);
 }
 END_TEST
 
