@@ -220,7 +220,8 @@ def test_a_cancelled_registration_settles(kind: str) -> None:
                 task = asyncio.create_task(pool.register_blocks(blocks))
                 await asyncio.sleep(0)
                 task.cancel()
-                await asyncio.wait([task])  # it may have been answered at submit
+                with pytest.raises(asyncio.CancelledError):  # in flight: borrow=False answers through the loop alone
+                    await task
                 blocks.release()
                 del blocks, task
                 while free(manager) != 4:  # noqa: ASYNC110
@@ -353,8 +354,6 @@ def test_the_coroutine_protocol() -> None:
 @pytest.mark.parametrize("close", [True, False])
 def test_a_loop_that_ends_with_operations_in_flight(kind: str, close: bool) -> None:
     """Neither their places in line nor their blocks are lost, and closing the manager does not hang."""
-    if kind == "uvloop" and not close:
-        pytest.skip("uvloop itself leaks a loop that is not closed")
     manager = asynchronous(4)
     pool = ahost(manager)
 
@@ -375,11 +374,22 @@ def test_a_loop_that_ends_with_operations_in_flight(kind: str, close: bool) -> N
             loops[0].close()
         loops.clear()
         gc.collect()
+    if kind == "uvloop" and not close:
+        # uvloop keeps a loop that ran and was not closed alive, with its tasks, also without this package. The
+        # operations wait on, rightly; closing the manager is what ends them.
+        held.release()
+        run(kind, shut(manager))
+        assert pool.stats()["waiting_count"] == 0
+        return
     wait_until(lambda: pool.stats()["waiting_count"] == 0)
     held.release()
     wait_until(lambda: free(manager) == 4)
     assert len(run(kind, take(manager, 4))) == 4
     wait_until(lambda: free(manager) == 4)
+
+
+async def shut(manager: aio.BlockManager) -> None:
+    await manager.close()
 
 
 async def take(manager: aio.BlockManager, count: int) -> aio.BlockList:
