@@ -2,12 +2,13 @@
  * reactor_uv.h - drives a reactor from a libuv loop: its own thread's, or the caller's.
  *
  * Two handles: a uv_poll_t on an eventfd of its own (wake) and a uv_timer_t (earliest deadline). Not a uv_async_t: its
- * send spins and yields while another sender is descheduled inside it, and its receiver reads the eventfd twice, which
- * together cost a cross-thread round trip a third of its time. The callbacks take the reactor, run its
- * turns and park it again, so between callbacks it is parked: any thread may borrow it, the loop's own other callbacks
- * included; and a loop that is run in pieces (UV_RUN_NOWAIT, UV_RUN_ONCE, an embedded backend fd) is woken for what
- * comes between the pieces. A callback that leaves work behind wakes its own loop and lets other handles have their say
- * first. The only file pair, with later storage tiers, that sees libuv.
+ * receiver spins and yields while a sender is descheduled inside uv_async_send. With it a cross-thread await was
+ * measured at 1.7 times the echo floor, with this at 1.2 (one CPU; different runs).
+ *
+ * The callbacks take the reactor, run its turns and park it again, so between callbacks it is parked: any thread may
+ * borrow it, the loop's own other callbacks included; and a loop that is run in pieces (UV_RUN_NOWAIT, UV_RUN_ONCE, an
+ * embedded backend fd) is woken for what comes between the pieces. A callback that leaves work behind wakes its own
+ * loop and lets other handles have their say first. The only file pair, with later storage tiers, that sees libuv.
  *
  * A forked child that runs its copy of a caller's loop (uv_loop_fork) shares the eventfd with its parent: there the
  * handles stop, so that the child does not swallow the parent's wake-ups.
